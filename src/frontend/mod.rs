@@ -1,0 +1,16 @@
+//! The register files that a guest sees: pure state machines. An access goes in; a value and perhaps an [`Effect`]
+//! come out. No I/O, no threads, no clock.
+
+use crate::tpm::Locality;
+
+/// What the rest of the device has to do because of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Run the command that the frontend holds (`command()`), at this locality, and call `complete()` with the
+    /// response. Until then the frontend starts no other.
+    Execute(Locality),
+    /// Cancel the running command. Its completion is still awaited.
+    Cancel,
+    /// Clear the TPM's `tpmEstablished` flag, from this locality.
+    ResetEstablishment(Locality),
+}

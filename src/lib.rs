@@ -1,0 +1,9 @@
+//! A virtual TPM in a process of its own, served to virtual machines over vfio-user.
+//!
+//! Each module is a room with one concern; `docs/architecture.md` says what each holds and what it must not know.
+
+#![deny(unsafe_code)]
+
+pub mod frontend;
+pub mod tpm;
+pub mod vfio_user;

@@ -1,0 +1,163 @@
+//! The words every TPM room shares: version, locality, command and response headers, failure responses.
+//!
+//! Sources: TCG TPM 2.0 Library Part 1 (section 18, command/response structure) and Part 2; TPM Main Part 2 (1.2).
+
+use std::fmt;
+
+/// Bytes in the header of a command or response: tag (u16), size (u32), code (u32), all big-endian.
+pub const HEADER_SIZE: usize = 10;
+
+/// Bytes in the largest command or response that the device takes, as the usual 2.0 implementations do.
+pub const BUFFER_SIZE: usize = 4096;
+
+/// The specification family a TPM implements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TpmVersion {
+    /// TPM Main Specification 1.2.
+    V1_2,
+    /// TPM Library Specification 2.0.
+    V2_0,
+}
+
+impl fmt::Display for TpmVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V1_2 => "1.2",
+            Self::V2_0 => "2.0",
+        })
+    }
+}
+
+/// A locality, 0 to 4. Locality 4 belongs to hardware.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Locality(u8);
+
+impl Locality {
+    /// How many localities there are.
+    pub const COUNT: usize = 5;
+    /// The operating system's ordinary locality.
+    pub const ZERO: Self = Self(0);
+    /// The locality of the hardware (dynamic launch, H-CRTM).
+    pub const FOUR: Self = Self(4);
+
+    /// The locality with this number, if there is one.
+    #[must_use]
+    pub const fn new(number: u8) -> Option<Self> {
+        if (number as usize) < Self::COUNT { Some(Self(number)) } else { None }
+    }
+
+    /// The locality's number, 0 to 4.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        self.0
+    }
+
+    /// The number as an index into an array of [`Self::COUNT`] elements.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// All localities, lowest first.
+    pub fn all() -> impl DoubleEndedIterator<Item = Self> {
+        (0..5).map(Self)
+    }
+}
+
+impl fmt::Display for Locality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The header in front of each command and response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// `TPM_ST_*` (2.0) or `TPM_TAG_*` (1.2).
+    pub tag: u16,
+    /// Size of the whole command or response in bytes, this header included. Not yet compared with what is there.
+    pub size: u32,
+    /// The command code (ordinal) of a command, the response code of a response.
+    pub code: u32,
+}
+
+impl Header {
+    /// Reads the header of `bytes`; `None` when there are fewer than [`HEADER_SIZE`] bytes.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let header: &[u8; HEADER_SIZE] = bytes.first_chunk()?;
+        let [t0, t1, s0, s1, s2, s3, c0, c1, c2, c3] = *header;
+        Some(Self {
+            tag: u16::from_be_bytes([t0, t1]),
+            size: u32::from_be_bytes([s0, s1, s2, s3]),
+            code: u32::from_be_bytes([c0, c1, c2, c3]),
+        })
+    }
+
+    /// Reads the header of `bytes` if they are one whole message: at least a header, and `size` bytes in all.
+    #[must_use]
+    pub fn of_whole(bytes: &[u8]) -> Option<Self> {
+        Self::parse(bytes).filter(|header| usize::try_from(header.size) == Ok(bytes.len()))
+    }
+
+    /// The header as bytes.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; HEADER_SIZE] {
+        let [t0, t1] = self.tag.to_be_bytes();
+        let [s0, s1, s2, s3] = self.size.to_be_bytes();
+        let [c0, c1, c2, c3] = self.code.to_be_bytes();
+        [t0, t1, s0, s1, s2, s3, c0, c1, c2, c3]
+    }
+}
+
+/// Errors that the device itself answers when no TPM can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The TPM is in failure mode: `TPM_RC_FAILURE` (2.0), `TPM_FAIL` (1.2).
+    Failure,
+    /// The command's size field is under a header or over the buffer: `TPM_RC_COMMAND_SIZE` (2.0),
+    /// `TPM_BAD_PARAM_SIZE` (1.2).
+    CommandSize,
+}
+
+/// The well-formed, header-only response with which a TPM of `version` reports `fault`.
+#[must_use]
+pub fn fault_response(version: TpmVersion, fault: Fault) -> [u8; HEADER_SIZE] {
+    let (tag, code) = match (version, fault) {
+        (TpmVersion::V2_0, Fault::Failure) => (0x8001, 0x101),
+        (TpmVersion::V2_0, Fault::CommandSize) => (0x8001, 0x142),
+        (TpmVersion::V1_2, Fault::Failure) => (0x00c4, 0x09),
+        (TpmVersion::V1_2, Fault::CommandSize) => (0x00c4, 0x19),
+    };
+    Header { tag, size: 10, code }.to_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_survives_the_way_to_bytes_and_back() {
+        let header = Header { tag: 0x8002, size: 0x1234_5678, code: 0x144 };
+        assert_eq!(Header::parse(&header.to_bytes()), Some(header));
+    }
+
+    #[test]
+    fn nine_bytes_are_no_header() {
+        assert_eq!(Header::parse(&[0; 9]), None);
+    }
+
+    #[test]
+    fn a_message_is_whole_only_when_its_size_field_is_its_length() {
+        let response = fault_response(TpmVersion::V2_0, Fault::Failure);
+        assert!(Header::of_whole(&response).is_some());
+        let longer = [&response[..], &[0]].concat();
+        assert_eq!(Header::of_whole(&longer), None);
+    }
+
+    #[test]
+    fn there_is_no_locality_5() {
+        assert_eq!(Locality::new(4), Some(Locality::FOUR));
+        assert_eq!(Locality::new(5), None);
+    }
+}

@@ -1,0 +1,116 @@
+//! What a device must answer. Nothing here knows which device it is.
+
+use std::time::Instant;
+
+use bitflags::bitflags;
+
+/// What the device says of itself as a whole (`DEVICE_GET_INFO`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Number of regions, at least 9 (`VFIO_PCI_NUM_REGIONS`) for a PCI device.
+    pub regions: u32,
+    /// Number of interrupt indices, 5 (`VFIO_PCI_NUM_IRQS`) for a PCI device.
+    pub irqs: u32,
+}
+
+bitflags! {
+    /// What a client may do with a region (`VFIO_REGION_INFO_FLAG_*`).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct RegionFlags: u32 {
+        /// The region can be read.
+        const READ = 1;
+        /// The region can be written.
+        const WRITE = 2;
+    }
+}
+
+/// One region (`DEVICE_GET_REGION_INFO`); size 0 means that the device has none at this index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Size in bytes.
+    pub size: u64,
+    /// Permitted accesses.
+    pub flags: RegionFlags,
+}
+
+impl Region {
+    /// No region at this index.
+    pub const NONE: Self = Self { size: 0, flags: RegionFlags::empty() };
+}
+
+/// One interrupt index (`DEVICE_GET_IRQ_INFO`); count 0 means that the device has none at this index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Irq {
+    /// Number of vectors at this index.
+    pub count: u32,
+    /// The client can mask and unmask (`VFIO_IRQ_INFO_MASKABLE`).
+    pub maskable: bool,
+    /// The interrupt masks itself when it fires (`VFIO_IRQ_INFO_AUTOMASKED`): a level-triggered line.
+    pub automasked: bool,
+}
+
+/// The device's own name for an access that it answers later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket(pub u64);
+
+/// Whether an access is answered at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Answer {
+    /// The access is done; for a read, the data is there.
+    Now,
+    /// The reply waits. The server asks again, with [`Device::resume`], after each [`Device::wake`].
+    Later(Ticket),
+}
+
+/// A device that a [`super::Server`] offers.
+///
+/// The server has checked every access against the region's size and flags before it calls. What a guest can cause is
+/// answered with data, never with an error: some clients hang on errors. Nothing here may block.
+pub trait Device {
+    /// Numbers of regions and interrupts.
+    fn info(&self) -> DeviceInfo;
+
+    /// The region at `index`, below [`DeviceInfo::regions`].
+    fn region(&self, index: u32) -> Region;
+
+    /// The interrupts at `index`, below [`DeviceInfo::irqs`].
+    fn irq(&self, index: u32) -> Irq;
+
+    /// Fills `data` (1 byte up to the whole region) from `offset` of region `index`.
+    fn read(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Answer;
+
+    /// Takes `data` at `offset` of region `index`.
+    fn write(&mut self, index: u32, offset: u64, data: &[u8]) -> Answer;
+
+    /// Goes on with an access answered by [`Answer::Later`]; `data` has the size of the read, and is empty for a write.
+    /// With `must_answer` the connection can wait no longer and the answer has to be [`Answer::Now`].
+    fn resume(&mut self, ticket: Ticket, data: &mut [u8], must_answer: bool) -> Answer;
+
+    /// `DEVICE_RESET`: back to the state after power-on. Cheap, and the same when it comes twice.
+    fn reset(&mut self);
+
+    /// A client has connected and agreed on a version.
+    fn connected(&mut self) {}
+
+    /// The client is gone. The device keeps its state; accesses not yet answered are forgotten.
+    fn disconnected(&mut self) {}
+
+    /// Called when a source that the device registered with the server's poll became ready, or its
+    /// [`deadline`](Self::deadline) passed.
+    fn wake(&mut self) {}
+
+    /// When the device wants to be woken at the latest.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    /// The server is about to end: begin whatever must be finished first. No access follows.
+    fn stop(&mut self) {}
+
+    /// Whether everything begun by [`stop`](Self::stop) is finished. A device that cannot go on also says so here,
+    /// without having been asked to stop.
+    fn stopped(&self) -> bool {
+        true
+    }
+}
