@@ -4,6 +4,10 @@
 
 #![deny(unsafe_code)]
 
+pub mod backend;
 pub mod frontend;
+pub mod platform;
+pub mod state;
 pub mod tpm;
 pub mod vfio_user;
+pub mod worker;
