@@ -5,7 +5,9 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+pub mod engine;
 pub mod frontend;
+pub mod pci;
 pub mod platform;
 pub mod state;
 pub mod tpm;

@@ -42,7 +42,9 @@ pub struct Step {
 pub struct Platform {
     version: TpmVersion,
     policy: StartupPolicy,
-    /// The guest has shut the TPM down, and sent nothing since.
+    /// The guest's last command is a TPM2_Shutdown.
+    shutdown_runs: bool,
+    /// It succeeded, and nothing came after it.
     shut_down_by_guest: bool,
 }
 
@@ -50,7 +52,7 @@ impl Platform {
     /// The platform of a TPM of `version`.
     #[must_use]
     pub fn new(version: TpmVersion, policy: StartupPolicy) -> Self {
-        Self { version, policy, shut_down_by_guest: false }
+        Self { version, policy, shutdown_runs: false, shut_down_by_guest: false }
     }
 
     /// The TPM's version.
@@ -89,17 +91,22 @@ impl Platform {
         })
     }
 
-    /// Takes note of a command that the guest has run, and of its response.
-    pub fn observe(&mut self, command: &[u8], response: &[u8]) {
-        let is_shutdown = Header::parse(command).is_some_and(|header| header.code == TPM_CC_SHUTDOWN);
+    /// Takes note of a command that the guest is about to run.
+    pub fn guest_runs(&mut self, command: &[u8]) {
+        self.shut_down_by_guest = false;
+        self.shutdown_runs = Header::parse(command).is_some_and(|header| header.code == TPM_CC_SHUTDOWN);
+    }
+
+    /// Takes note of the response to it.
+    pub fn guest_ran(&mut self, response: &[u8]) {
         let succeeded = Header::parse(response).is_some_and(|header| header.code == 0);
-        self.shut_down_by_guest = self.version == TpmVersion::V2_0 && is_shutdown && succeeded;
+        self.shut_down_by_guest = self.version == TpmVersion::V2_0 && self.shutdown_runs && succeeded;
     }
 
     /// The command to send before the TPM loses power; none if the guest has sent its own as its last.
     ///
-    /// Without one, the TPM takes the next start for an attack: it counts it as a failed authorization, and after some
-    /// of them locks out (TPM 2.0 Library Part 1, section 19.8.6, "Non-orderly Shutdown").
+    /// Without one, the TPM may take the next start for an attack on a protected secret: it counts it as a failed
+    /// authorization, and after some of them locks out (TPM 2.0 Library Part 1, dictionary attack protection).
     #[must_use]
     pub fn shutdown(&self) -> Option<Step> {
         match self.version {
@@ -160,7 +167,8 @@ mod tests {
         let mut platform = platform();
         let shutdown = platform.shutdown().unwrap();
         assert!(is_whole(&shutdown));
-        platform.observe(&shutdown.command, &OK);
+        platform.guest_runs(&shutdown.command);
+        platform.guest_ran(&OK);
         assert_eq!(platform.shutdown(), None);
     }
 
@@ -168,8 +176,10 @@ mod tests {
     fn a_guest_that_went_on_after_its_shutdown_is_shut_down_again() {
         let mut platform = platform();
         let shutdown = platform.shutdown().unwrap();
-        platform.observe(&shutdown.command, &OK);
-        platform.observe(&[0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 8], &OK);
+        platform.guest_runs(&shutdown.command);
+        platform.guest_ran(&OK);
+        platform.guest_runs(&[0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 8]);
+        platform.guest_ran(&OK);
         assert!(platform.shutdown().is_some());
     }
 
@@ -177,7 +187,8 @@ mod tests {
     fn a_shutdown_that_failed_does_not_count() {
         let mut platform = platform();
         let shutdown = platform.shutdown().unwrap();
-        platform.observe(&shutdown.command, &[0x80, 1, 0, 0, 0, 10, 0, 0, 1, 0]);
+        platform.guest_runs(&shutdown.command);
+        platform.guest_ran(&[0x80, 1, 0, 0, 0, 10, 0, 0, 1, 0]);
         assert!(platform.shutdown().is_some());
     }
 
