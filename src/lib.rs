@@ -4,6 +4,8 @@
 
 #![deny(unsafe_code)]
 
+pub mod acpi;
+pub mod bar_map;
 pub mod frontend;
 pub mod tpm;
 pub mod vfio_user;
