@@ -6,6 +6,7 @@
 
 pub mod acpi;
 pub mod bar_map;
+pub mod description;
 pub mod frontend;
 pub mod tpm;
 pub mod vfio_user;
