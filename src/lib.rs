@@ -4,7 +4,10 @@
 
 #![deny(unsafe_code)]
 
+pub mod acpi;
 pub mod backend;
+pub mod bar_map;
+pub mod description;
 pub mod engine;
 pub mod frontend;
 pub mod pci;
