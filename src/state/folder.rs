@@ -21,12 +21,12 @@ const LOCK: &str = "lock";
 #[derive(Debug, Error)]
 pub enum StateError {
     /// The folder cannot be made or opened.
-    #[error("cannot open the state folder {}: {source}; give a folder that this user may create or write", path.display())]
+    #[error("cannot open the state folder {}: {reason}; give a folder that this user may create or write", path.display())]
     Open {
         /// The folder.
         path: PathBuf,
         /// The system's reason.
-        source: io::Error,
+        reason: io::Error,
     },
     /// Another process uses the folder.
     #[error("the state folder {} is in use by process {holder}: two TPMs on one state would destroy it; end that process, or choose another folder", path.display())]
@@ -37,30 +37,30 @@ pub enum StateError {
         holder: String,
     },
     /// A file in the folder cannot be read.
-    #[error("cannot read the state file {name}: {source}")]
+    #[error("cannot read the state file {name}: {reason}")]
     Read {
         /// The file's name in the folder.
         name: String,
         /// The system's reason.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A file in the folder is not this TPM's state.
     #[error(
-        "the state file {name} is refused and left as it is: {source}; restore it from a backup, or move it away to begin with a new TPM"
+        "the state file {name} is refused and left as it is: {reason}; restore it from a backup, or move it away to begin with a new TPM"
     )]
     Format {
         /// The file's name in the folder.
         name: String,
         /// What is wrong with it.
-        source: FormatError,
+        reason: FormatError,
     },
     /// A blob cannot be written. The old file is still there, whole.
-    #[error("cannot write the state file {name}: {source}; the state from before is still there")]
+    #[error("cannot write the state file {name}: {reason}; the state from before is still there")]
     Write {
         /// The file's name in the folder.
         name: String,
         /// The system's reason.
-        source: io::Error,
+        reason: io::Error,
     },
 }
 
@@ -87,7 +87,7 @@ impl StateFolder {
     /// # Errors
     /// [`StateError::Open`], and [`StateError::Locked`] with the holder's process id.
     pub fn open(path: &Path) -> Result<Self, StateError> {
-        let failed = |source: io::Error| StateError::Open { path: path.to_owned(), source };
+        let failed = |reason: io::Error| StateError::Open { path: path.to_owned(), reason };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         let dir = File::open(path).map_err(failed)?;
         let metadata = dir.metadata().map_err(failed)?;
@@ -140,12 +140,12 @@ impl StateFolder {
         let name = blob.file_name(version);
         let bytes = match self.read(&name) {
             Ok(bytes) => bytes,
-            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StateError::Read { name, source }),
+            Err(reason) if reason.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(reason) => return Err(StateError::Read { name, reason }),
         };
         match file::decode(version, blob, &bytes) {
             Ok(payload) => Ok(Some(payload.to_vec())),
-            Err(source) => Err(StateError::Format { name, source }),
+            Err(reason) => Err(StateError::Format { name, reason }),
         }
     }
 
@@ -157,7 +157,7 @@ impl StateFolder {
     /// folder it may be the new.
     pub fn store(&self, version: TpmVersion, blob: Blob, payload: &[u8]) -> Result<(), StateError> {
         let name = blob.file_name(version);
-        self.replace(&name, &file::encode(version, blob, payload)).map_err(|source| StateError::Write { name, source })
+        self.replace(&name, &file::encode(version, blob, payload)).map_err(|reason| StateError::Write { name, reason })
     }
 
     /// Deletes a blob. That it is not there is no error.
@@ -171,7 +171,7 @@ impl StateFolder {
             Err(nix::errno::Errno::ENOENT) => Ok(()),
             Err(errno) => Err(errno),
         }
-        .map_err(|errno| StateError::Write { name, source: errno.into() })
+        .map_err(|errno| StateError::Write { name, reason: errno.into() })
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {

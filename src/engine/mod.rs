@@ -422,3 +422,6 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
