@@ -36,9 +36,9 @@ pub(super) fn ssdt(device: &TpmDevice) -> Table {
         path(&device.placement.acpi_node()),
         vec![
             &OpRegion::new(path("CFGS"), OpRegionSpace::PCIConfig, &ZERO, &0x40_u8),
-            &config_field(FieldAccessType::DWord, vec![named(b"VDID", 32), Reserved(96), named(b"BAR0", 32)]),
+            &config_field(FieldAccessType::DWord, vec![named(*b"VDID", 32), Reserved(96), named(*b"BAR0", 32)]),
             // A word, not more: ones written to the status register beside it clear its bits.
-            &config_field(FieldAccessType::Word, vec![Reserved(32), named(b"CMDR", 16)]),
+            &config_field(FieldAccessType::Word, vec![Reserved(32), named(*b"CMDR", 16)]),
             &Device::new(
                 path("TPM_"),
                 vec![
@@ -110,8 +110,8 @@ fn path(name: &str) -> Path {
     Path::new(name)
 }
 
-fn named(name: &[u8; 4], bits: usize) -> FieldEntry {
-    FieldEntry::Named(*name, bits)
+fn named(name: [u8; 4], bits: usize) -> FieldEntry {
+    FieldEntry::Named(name, bits)
 }
 
 /// Names for parts of the PCI device's configuration space.
