@@ -7,7 +7,9 @@
 pub mod acpi;
 pub mod backend;
 pub mod bar_map;
+pub mod cli;
 pub mod description;
+pub mod device;
 pub mod engine;
 pub mod frontend;
 pub mod pci;

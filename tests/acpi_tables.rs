@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
-use vfio_user_tpm::acpi::{self, Interface, Machine, PciIdentity, Placement, TpmDevice};
+use vfio_user_tpm::acpi::{self, Interface, Machine, Placement, TpmDevice};
 use vfio_user_tpm::description::{Config, Description};
+use vfio_user_tpm::device;
 use vfio_user_tpm::tpm::TpmVersion;
 
 /// Bytes in front of a table's body.
@@ -28,14 +29,14 @@ const REVISION: usize = 8;
 /// The OEM's names and revision. The creator's, behind them, differ.
 const OEM: std::ops::Range<usize> = 10..28;
 
-const VENDOR: u16 = 0x7666;
-const DEVICE: u16 = 0x5450;
+const VENDOR: u16 = device::VENDOR_ID;
+const DEVICE: u16 = device::DEVICE_ID;
 const OUR_ID: u32 = 0x5450_7666;
 
 fn device(address: &str) -> TpmDevice {
     TpmDevice {
         placement: Placement::new(Machine::Q35, address.parse().unwrap()).unwrap(),
-        identity: PciIdentity { vendor: VENDOR, device: DEVICE, class: 0x10_8000 },
+        identity: device::identity(VENDOR, DEVICE),
         interface: Interface::Tis,
         version: TpmVersion::V2_0,
     }

@@ -17,6 +17,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::pci::Identity;
 use crate::tpm::TpmVersion;
 
 pub use placement::{Machine, PciAddress, Placement, PlacementError};
@@ -66,24 +67,13 @@ impl FromStr for Interface {
     }
 }
 
-/// How the PCI device names itself in its configuration space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PciIdentity {
-    /// Vendor ID.
-    pub vendor: u16,
-    /// Device ID.
-    pub device: u16,
-    /// Class code, 24 bits: base class, sub-class, programming interface.
-    pub class: u32,
-}
-
 /// What the tables describe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TpmDevice {
     /// Where in the guest the PCI device sits.
     pub placement: Placement,
     /// The identity by which the tables know the PCI device again.
-    pub identity: PciIdentity,
+    pub identity: Identity,
     /// The register interface in BAR0.
     pub interface: Interface,
     /// The TPM behind it.
@@ -113,7 +103,7 @@ mod tests {
     fn device(version: TpmVersion) -> TpmDevice {
         TpmDevice {
             placement: Placement::new(Machine::Q35, "05.0".parse().unwrap()).unwrap(),
-            identity: PciIdentity { vendor: 0x7666, device: 0x5450, class: 0x10_8000 },
+            identity: Identity { vendor_id: 0x7666, device_id: 0x5450, revision_id: 1, class_code: 0x10_8000 },
             interface: Interface::Tis,
             version,
         }

@@ -8,9 +8,10 @@ use acpi_tables::aml::{
 };
 use acpi_tables::{Aml, AmlSink};
 
+use super::TpmDevice;
 use super::table::{self, Table};
-use super::{PciIdentity, TpmDevice};
 use crate::bar_map;
+use crate::pci::Identity;
 
 /// Bytes that `_CRS` claims from the start of BAR0: the five locality pages.
 pub(super) const CRS_LENGTH: u32 = bar_map::LOCALITIES.length;
@@ -57,11 +58,11 @@ pub(super) fn ssdt(device: &TpmDevice) -> Table {
 
 /// `_STA`: the TPM is there if our PCI device is, with an address. In its place the guest may find nothing (all ones)
 /// or, where the VMM was given another slot, a device that must not be taken for a TPM.
-struct Sta(PciIdentity);
+struct Sta(Identity);
 
 impl Aml for Sta {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        let identity = u32::from(self.0.device) << 16 | u32::from(self.0.vendor);
+        let identity = u32::from(self.0.device_id) << 16 | u32::from(self.0.vendor_id);
         Method::new(
             path("_STA"),
             0,

@@ -5,15 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use thiserror::Error;
 
-use crate::acpi::{Interface, Machine, PciAddress, PciIdentity, Placement, PlacementError, TpmDevice};
-use crate::description;
+use crate::acpi::{Interface, Machine, PciAddress, Placement, PlacementError, TpmDevice};
 use crate::tpm::TpmVersion;
-
-/// The default vendor id: no allocation of the PCI-SIG has it, and no driver binds to it.
-const VENDOR_ID: u16 = 0x7666;
-const DEVICE_ID: u16 = 0x5450;
-/// Encryption controller, other.
-const CLASS: u32 = 0x10_8000;
+use crate::{description, device};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct DeviceArgs {
@@ -34,7 +28,7 @@ pub(super) struct DeviceArgs {
     pci_address: PciAddress,
 
     /// PCI vendor and device id, in hexadecimal
-    #[arg(long, default_value_t = PciId { vendor: VENDOR_ID, device: DEVICE_ID }, value_name = "VVVV:DDDD")]
+    #[arg(long, default_value_t = PciId { vendor: device::VENDOR_ID, device: device::DEVICE_ID }, value_name = "VVVV:DDDD")]
     pci_id: PciId,
 }
 
@@ -44,7 +38,7 @@ impl DeviceArgs {
         let PciId { vendor, device } = self.pci_id;
         Ok(TpmDevice {
             placement: Placement::new(self.machine, self.pci_address)?,
-            identity: PciIdentity { vendor, device, class: CLASS },
+            identity: device::identity(vendor, device),
             interface: self.interface,
             version: self.tpm_version,
         })

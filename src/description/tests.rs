@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use serde_json::Value;
 
 use super::*;
-use crate::acpi::{Interface, Machine, PciIdentity, Placement};
+use crate::acpi::{Interface, Machine, Placement};
 use crate::tpm::TpmVersion;
 
 fn description(socket_path: impl Into<PathBuf>) -> Result<Description, DescriptionError> {
@@ -14,7 +14,12 @@ fn description(socket_path: impl Into<PathBuf>) -> Result<Description, Descripti
         program_version: "0.0.0".to_owned(),
         device: TpmDevice {
             placement: Placement::new(Machine::Q35, "05.0".parse().unwrap()).unwrap(),
-            identity: PciIdentity { vendor: 0x7666, device: 0x5450, class: 0x10_8000 },
+            identity: crate::pci::Identity {
+                vendor_id: 0x7666,
+                device_id: 0x5450,
+                revision_id: 1,
+                class_code: 0x10_8000,
+            },
             interface: Interface::Tis,
             version: TpmVersion::V2_0,
         },

@@ -91,9 +91,9 @@ pub(super) fn render(description: &Description, qemu: Vec<String>) -> String {
         machine: device.placement.machine().name(),
         pci: Pci {
             address: device.placement.address().to_string(),
-            vendor: format!("0x{:04x}", device.identity.vendor),
-            device: format!("0x{:04x}", device.identity.device),
-            class: format!("0x{:06x}", device.identity.class),
+            vendor: format!("0x{:04x}", device.identity.vendor_id),
+            device: format!("0x{:04x}", device.identity.device_id),
+            class: format!("0x{:06x}", device.identity.class_code),
         },
         bar0: Bar {
             size: bar_map::SIZE,
