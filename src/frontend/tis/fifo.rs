@@ -12,8 +12,8 @@ use crate::tpm::{BUFFER_SIZE, Fault, HEADER_SIZE, Header, Locality, TpmVersion, 
 
 use super::registers::Sts;
 
-/// The largest burst count shown. A value under 256 can be read byte by byte without being torn, and none that isn't
-/// zero looks like zero to a driver that reads one byte; this is the largest such multiple of eight.
+/// The largest burst count shown. Under 256 the upper byte is always 0, so a driver that reads the count byte by byte
+/// sees no torn value, and one that reads a single byte sees no 0 for 256. This is the largest such multiple of eight.
 const MAX_BURST_COUNT: u8 = 248;
 
 /// Bytes of a command before its size is known: tag and size field.
@@ -41,7 +41,8 @@ enum State {
 pub(super) struct Fifo {
     version: TpmVersion,
     state: State,
-    /// The command's bytes in Reception and Execution, the response's in Completion; never over [`BUFFER_SIZE`].
+    /// The command's bytes in Reception and Execution, the response's in Completion, else empty; never over
+    /// [`BUFFER_SIZE`].
     buffer: Vec<u8>,
 }
 
@@ -103,10 +104,7 @@ impl Fifo {
     /// command with an error.
     pub(super) fn put(&mut self, byte: u8) {
         let missing = match self.state {
-            State::Ready => {
-                self.buffer.clear();
-                None
-            }
+            State::Ready => None,
             State::Reception { missing } if missing != Some(0) => missing,
             _ => return,
         };

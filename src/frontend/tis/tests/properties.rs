@@ -17,9 +17,10 @@ enum Step {
         offset: u64,
         data: Vec<u8>,
     },
-    /// A command's first bytes, so that sequences get past the header.
+    /// A write to `TPM_STS_x` of the active locality, so that sequences get somewhere.
+    Sts(u32),
+    /// A whole command from the active locality; it counts only after `commandReady`.
     Send {
-        locality: u64,
         size: u32,
     },
     Complete {
@@ -41,20 +42,16 @@ fn offset() -> impl Strategy<Value = u64> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let command_bits = prop::sample::select(vec![0x40, 0x20, 0x02]);
-    let access_bits = prop::sample::select(vec![RELINQUISH, BEEN_SEIZED, SEIZE, REQUEST_USE]);
+    let command_bits = prop::sample::select(vec![0x40, 0x40, 0x20, 0x20, 0x02, COMMAND_CANCEL, RESET_ESTABLISHMENT]);
+    let access_bits = prop::sample::select(vec![RELINQUISH, BEEN_SEIZED, SEIZE, REQUEST_USE, REQUEST_USE]);
     prop_oneof![
         4 => (offset(), 0..80usize).prop_map(|(offset, len)| Step::Read { offset, len }),
-        4 => (offset(), vec(any::<u8>(), 0..80)).prop_map(|(offset, data)| Step::Write { offset, data }),
-        6 => (0..5u64, command_bits).prop_map(|(l, bits)| Step::Write { offset: l * 0x1000 + STS, data: vec![bits] }),
+        2 => (offset(), vec(any::<u8>(), 0..80)).prop_map(|(offset, data)| Step::Write { offset, data }),
+        16 => command_bits.prop_map(Step::Sts),
         3 => (0..5u64, access_bits).prop_map(|(l, bits)| Step::Write { offset: l * 0x1000, data: vec![bits] }),
-        1 => (0..5u64, 24..26u8).prop_map(|(l, bit)| Step::Write {
-            offset: l * 0x1000 + STS,
-            data: (1u32 << bit).to_le_bytes().to_vec(),
-        }),
-        4 => (0..5u64, 0..600u32).prop_map(|(locality, size)| Step::Send { locality, size }),
-        2 => vec(any::<u8>(), 0..40).prop_map(|response| Step::Complete { response }),
-        2 => (10..600u32).prop_map(|size| Step::Complete { response: message(size) }),
+        8 => (0..600u32).prop_map(|size| Step::Send { size }),
+        1 => vec(any::<u8>(), 0..40).prop_map(|response| Step::Complete { response }),
+        4 => (10..600u32).prop_map(|size| Step::Complete { response: message(size) }),
         1 => any::<bool>().prop_map(Step::Establish),
         1 => Just(Step::Reset),
     ]
@@ -71,6 +68,11 @@ struct Checked {
 impl Checked {
     fn active(&mut self) -> Vec<u64> {
         (0..5).filter(|&number| self.guest.read8(number, ACCESS) & 0x20 != 0).collect()
+    }
+
+    /// The page of the active locality, of locality 0 when there is none.
+    fn active_page(&mut self) -> u64 {
+        self.active().first().map_or(0, |number| number * 0x1000)
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
@@ -92,11 +94,15 @@ impl Checked {
         match step {
             Step::Read { offset, len } => self.guest.tis.read(offset, &mut vec![0; len]),
             Step::Write { offset, data } => self.write(offset, &data),
-            Step::Send { locality, size } => {
-                let header = Header { tag: 0x8001, size, code: 0x17b }.to_bytes();
-                let body = vec![0xaa; usize::try_from(size).expect("small").saturating_sub(header.len())];
-                self.write(locality * 0x1000 + XDATA_FIFO, &header);
-                body.chunks(64).for_each(|chunk| self.write(locality * 0x1000 + XDATA_FIFO, chunk));
+            Step::Sts(bits) => {
+                let page = self.active_page();
+                self.write(page + STS, &bits.to_le_bytes());
+            }
+            Step::Send { size } => {
+                let page = self.active_page();
+                let mut command = Header { tag: 0x8001, size, code: 0x17b }.to_bytes().to_vec();
+                command.resize(usize::try_from(size).expect("small").max(command.len()), 0xaa);
+                command.chunks(64).for_each(|chunk| self.write(page + XDATA_FIFO, chunk));
             }
             Step::Complete { response } => {
                 if self.outstanding {
