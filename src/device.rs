@@ -7,7 +7,7 @@ use crate::engine::Engine;
 use crate::frontend::Effect;
 use crate::frontend::tis::{Tis, TisConfig};
 use crate::pci::{CONFIG_SIZE, ConfigSpace, Identity, MemoryBar};
-use crate::vfio_user::{Answer, Device, DeviceInfo, Irq, Region, RegionFlags, Ticket};
+use crate::vfio_user::{Answer, Device, DeviceFailure, DeviceInfo, Irq, Region, RegionFlags, Ticket};
 use vfio_bindings::bindings::vfio as ffi;
 
 /// The default PCI vendor id: no allocation of the PCI-SIG has it, and no driver binds to it.
@@ -150,5 +150,9 @@ impl Device for TpmDevice {
 
     fn stopped(&self) -> bool {
         self.engine.is_off()
+    }
+
+    fn take_failure(&mut self) -> Option<DeviceFailure> {
+        self.engine.start_failure().map(|reason| format!("the TPM cannot start: {reason}").into())
     }
 }

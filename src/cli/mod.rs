@@ -35,7 +35,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         None => serve::run(cli.serve),
         Some(Command::Describe(args)) => describe::run(args),
-        Some(Command::Worker(args)) => worker::run(args),
+        Some(Command::Worker(args)) => worker::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

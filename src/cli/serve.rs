@@ -183,7 +183,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let backend = Embedded::new(EmbeddedConfig { version, state, program, log_level: config.log_level });
     let engine = Engine::new(Box::new(backend), Platform::new(version, config.startup), Some(wakeup));
     let mut device = TpmDevice::new(config.device.identity, config.registers, engine, config.reset_on_connect);
-    server.run(&mut device, signals)?;
+    server.run(&mut device, &signals)?;
     log::info!("ended");
     Ok(())
 }

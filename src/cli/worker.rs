@@ -14,7 +14,7 @@ pub(super) struct WorkerArgs {
     log_level: log::LevelFilter,
 }
 
-pub(super) fn run(args: WorkerArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     start_log(args.log_level);
     crate::worker::run(std::io::stdin().as_fd())?;
     Ok(())

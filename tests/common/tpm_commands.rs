@@ -1,6 +1,6 @@
 //! TPM 2.0 commands as bytes, for tests, after TPM 2.0 Library Part 3.
 
-#![allow(dead_code, reason = "each test file uses some of them")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses some of them")]
 
 /// A command without sessions.
 pub fn plain(code: u32, parameters: &[u8]) -> Vec<u8> {
