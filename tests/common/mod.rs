@@ -2,8 +2,8 @@
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 pub mod raw_client;
-pub mod tpm_commands;
 pub mod toy;
+pub mod tpm_commands;
 
 use std::os::unix::thread::JoinHandleExt;
 use std::path::PathBuf;
