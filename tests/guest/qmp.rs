@@ -6,13 +6,17 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-pub(crate) struct Qmp(BufReader<UnixStream>);
+pub(crate) struct Qmp {
+    stream: BufReader<UnixStream>,
+    /// `RESET` events seen that were our own doing.
+    resets: u32,
+}
 
 impl Qmp {
     /// Takes QEMU's end of the monitor and enters command mode.
     pub(crate) fn new(stream: UnixStream) -> Result<Self, String> {
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("read timeout");
-        let mut qmp = Self(BufReader::new(stream));
+        let mut qmp = Self { stream: BufReader::new(stream), resets: 0 };
         qmp.message()?;
         qmp.execute("qmp_capabilities")?;
         Ok(qmp)
@@ -21,7 +25,7 @@ impl Qmp {
     /// Runs a command without arguments; events that come meanwhile are skipped.
     pub(crate) fn execute(&mut self, command: &str) -> Result<Value, String> {
         let line = format!("{}\n", json!({ "execute": command }));
-        self.0.get_mut().write_all(line.as_bytes()).map_err(|e| format!("QMP {command}: {e}"))?;
+        self.stream.get_mut().write_all(line.as_bytes()).map_err(|e| format!("QMP {command}: {e}"))?;
         loop {
             let mut message = self.message().map_err(|e| format!("QMP {command}: {e}"))?;
             if let Some(error) = message.get("error") {
@@ -33,12 +37,26 @@ impl Qmp {
         }
     }
 
+    /// Pushes the machine's reset button, and waits until the machine is reset.
+    pub(crate) fn system_reset(&mut self) -> Result<(), String> {
+        let before = self.resets;
+        self.execute("system_reset")?;
+        while self.resets == before {
+            self.message().map_err(|e| format!("waiting for the reset: {e}"))?;
+        }
+        Ok(())
+    }
+
     fn message(&mut self) -> Result<Value, String> {
         let mut line = String::new();
-        match self.0.read_line(&mut line) {
-            Ok(0) => Err("QEMU has ended".into()),
-            Ok(_) => serde_json::from_str(&line).map_err(|e| format!("{e} in {line:?}")),
-            Err(e) => Err(e.to_string()),
+        let message: Value = match self.stream.read_line(&mut line) {
+            Ok(0) => return Err("QEMU has ended".into()),
+            Ok(_) => serde_json::from_str(&line).map_err(|e| format!("{e} in {line:?}"))?,
+            Err(e) => return Err(e.to_string()),
+        };
+        if message["event"] == "RESET" && message["data"]["reason"] == "host-qmp-system-reset" {
+            self.resets += 1;
         }
+        Ok(message)
     }
 }
