@@ -4,6 +4,17 @@
 
 #![deny(unsafe_code)]
 
+pub mod acpi;
+pub mod backend;
+pub mod bar_map;
+pub mod cli;
+pub mod description;
+pub mod device;
+pub mod engine;
 pub mod frontend;
+pub mod pci;
+pub mod platform;
+pub mod state;
 pub mod tpm;
 pub mod vfio_user;
+pub mod worker;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The program: see [`vfio_user_tpm`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vfio_user_tpm::cli::main()
+}

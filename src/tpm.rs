@@ -118,6 +118,8 @@ pub enum Fault {
     /// The command's size field is under a header or over the buffer: `TPM_RC_COMMAND_SIZE` (2.0),
     /// `TPM_BAD_PARAM_SIZE` (1.2).
     CommandSize,
+    /// The command was cancelled before it began: `TPM_RC_CANCELED` (2.0), `TPM_FAIL` (1.2 has no code for it).
+    Canceled,
 }
 
 /// The well-formed, header-only response with which a TPM of `version` reports `fault`.
@@ -126,7 +128,8 @@ pub fn fault_response(version: TpmVersion, fault: Fault) -> [u8; HEADER_SIZE] {
     let (tag, code) = match (version, fault) {
         (TpmVersion::V2_0, Fault::Failure) => (0x8001, 0x101),
         (TpmVersion::V2_0, Fault::CommandSize) => (0x8001, 0x142),
-        (TpmVersion::V1_2, Fault::Failure) => (0x00c4, 0x09),
+        (TpmVersion::V2_0, Fault::Canceled) => (0x8001, 0x909),
+        (TpmVersion::V1_2, Fault::Failure | Fault::Canceled) => (0x00c4, 0x09),
         (TpmVersion::V1_2, Fault::CommandSize) => (0x00c4, 0x19),
     };
     Header { tag, size: 10, code }.to_bytes()

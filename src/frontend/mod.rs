@@ -1,5 +1,13 @@
 //! The register files that a guest sees: pure state machines. An access goes in; a value and perhaps an [`Effect`]
 //! come out. No I/O, no threads, no clock.
+//!
+//! What a guest does is never an error: reads of what isn't there give ones, writes to it are dropped.
+
+#![forbid(unsafe_code)]
+
+mod locality;
+pub mod tis;
+mod words;
 
 use crate::tpm::Locality;
 

@@ -1,5 +1,6 @@
 //! What a device must answer. Nothing here knows which device it is.
 
+use std::error::Error;
 use std::time::Instant;
 
 use bitflags::bitflags;
@@ -63,6 +64,9 @@ pub enum Answer {
     Later(Ticket),
 }
 
+/// Why a device cannot go on.
+pub type DeviceFailure = Box<dyn Error + Send + Sync>;
+
 /// A device that a [`super::Server`] offers.
 ///
 /// The server has checked every access against the region's size and flags before it calls. What a guest can cause is
@@ -100,7 +104,8 @@ pub trait Device {
     /// [`deadline`](Self::deadline) passed.
     fn wake(&mut self) {}
 
-    /// When the device wants to be woken at the latest.
+    /// When the device wants to be woken at the latest. Once it has passed and [`wake`](Self::wake) was called, it has to
+    /// be another.
     fn deadline(&self) -> Option<Instant> {
         None
     }
@@ -108,9 +113,15 @@ pub trait Device {
     /// The server is about to end: begin whatever must be finished first. No access follows.
     fn stop(&mut self) {}
 
-    /// Whether everything begun by [`stop`](Self::stop) is finished. A device that cannot go on also says so here,
-    /// without having been asked to stop.
+    /// Whether everything begun by [`stop`](Self::stop) is finished. Asked only after that, and after each
+    /// [`wake`](Self::wake).
     fn stopped(&self) -> bool {
         true
+    }
+
+    /// Why the device can serve no client any more, if that is so; asked before each wait for events. The server then ends
+    /// with this error, and neither stops the device nor waits for it.
+    fn take_failure(&mut self) -> Option<DeviceFailure> {
+        None
     }
 }

@@ -1,5 +1,25 @@
 //! The vfio-user protocol: a server that gives one device at a time to one client at a time.
+//!
+//! The specification is QEMU's `docs/interop/vfio-user.rst`; its structures follow `linux/vfio.h`. A message's way:
+//! `connection` cuts the stream into messages and attributes the descriptors, `session` decides about one message and
+//! asks the [`Device`], `outbox` holds what is to be sent, and [`Server`] drives them from one event loop.
 
+mod access;
+mod complaints;
+mod connection;
+mod descriptors;
 mod device;
+mod dma;
 
-pub use device::{Answer, Device, DeviceInfo, Irq, Region, RegionFlags, Ticket};
+mod irqs;
+mod listener;
+mod outbox;
+mod refusal;
+mod server;
+mod session;
+mod version;
+mod wire;
+
+pub use device::{Answer, Device, DeviceFailure, DeviceInfo, Irq, Region, RegionFlags, Ticket};
+pub use listener::{Listener, ListenerError};
+pub use server::{DEVICE_TOKEN, Server, ServerError};

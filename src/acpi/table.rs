@@ -1,0 +1,25 @@
+//! The header that every table starts with (ACPI 6.5, section 5.2.6).
+
+use acpi_tables::sdt::Sdt;
+
+const HEADER_LENGTH: u32 = 36;
+const OEM_ID: [u8; 6] = *b"VFUTPM";
+const OEM_REVISION: u32 = 1;
+
+/// One ACPI table, ready for a VMM to add.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// The signature in its header.
+    pub signature: &'static str,
+    /// The file that it is kept in.
+    pub file_name: &'static str,
+    /// The whole table: header, with length and checksum, and body.
+    pub bytes: Vec<u8>,
+}
+
+/// `body` behind a header with the signature, the revision of the table's format, and the OEM's name for this table.
+pub(super) fn bytes(signature: [u8; 4], revision: u8, oem_table_id: [u8; 8], body: &[u8]) -> Vec<u8> {
+    let mut table = Sdt::new(signature, HEADER_LENGTH, revision, OEM_ID, oem_table_id, OEM_REVISION);
+    table.append_slice(body);
+    table.as_slice().to_vec()
+}

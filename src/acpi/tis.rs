@@ -1,0 +1,126 @@
+//! The SSDT of a TPM with the FIFO (TIS) interface. `tests/golden/ssdt.asl` is its source form, held equal by a test.
+
+use acpi_tables::aml::FieldEntry::Reserved;
+use acpi_tables::aml::{
+    And, BufferData, CreateDWordField, Device, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule,
+    FieldUpdateRule, If, Memory32Fixed, Method, Name, OpRegion, OpRegionSpace, Or, Path, ResourceTemplate, Return,
+    Scope, ZERO, Zero,
+};
+use acpi_tables::{Aml, AmlSink};
+
+use super::TpmDevice;
+use super::table::{self, Table};
+use crate::bar_map;
+use crate::pci::Identity;
+
+/// Bytes that `_CRS` claims from the start of BAR0: the five locality pages.
+pub(super) const CRS_LENGTH: u32 = bar_map::LOCALITIES.length;
+
+/// Revision 2 and later: the table's integers have 64 bits.
+const REVISION: u8 = 2;
+
+/// The address bits of a 32-bit memory BAR; the bits below say its kind (PCI Local Bus 3.0, section 6.2.5.1).
+const BAR_ADDRESS: u32 = 0xffff_fff0;
+/// "Memory Space" of the PCI command register (section 6.2.2).
+const COMMAND_MEMORY_SPACE: u8 = 1 << 1;
+/// `_STA`: present, enabled and decoding its resources, shown in the UI, functioning (ACPI 6.5, section 6.3.7).
+const STA_WORKING: u8 = 0x0f;
+/// Where `_BAS` lies in a `Memory32Fixed` descriptor (ACPI 6.5, section 6.4.3.4).
+const MEMORY32_FIXED_BAS: u8 = 4;
+/// The operation's value is used, not stored: AML's `NullName` is the same byte as `ZeroOp`.
+const NO_TARGET: Zero = ZERO;
+
+/// The SSDT that adds the device `TPM` below the PCI device's node.
+pub(super) fn ssdt(device: &TpmDevice) -> Table {
+    let mut body = Vec::new();
+    Scope::new(
+        path(&device.placement.acpi_node()),
+        vec![
+            &OpRegion::new(path("CFGS"), OpRegionSpace::PCIConfig, &ZERO, &0x40_u8),
+            &config_field(FieldAccessType::DWord, vec![named(*b"VDID", 32), Reserved(96), named(*b"BAR0", 32)]),
+            // A word, not more: ones written to the status register beside it clear its bits.
+            &config_field(FieldAccessType::Word, vec![Reserved(32), named(*b"CMDR", 16)]),
+            &Device::new(
+                path("TPM_"),
+                vec![
+                    &Name::new(path("_HID"), &"MSFT0101"),
+                    &Name::new(path("_STR"), &unicode("TPM 2.0 Device")),
+                    &Name::new(path("_UID"), &1_u8),
+                    &Sta(device.identity),
+                    &Crs,
+                ],
+            ),
+        ],
+    )
+    .to_aml_bytes(&mut body);
+    Table { signature: "SSDT", file_name: "ssdt.aml", bytes: table::bytes(*b"SSDT", REVISION, *b"TPMTIS\0\0", &body) }
+}
+
+/// `_STA`: the TPM is there if our PCI device is, with an address. In its place the guest may find nothing (all ones)
+/// or, where the VMM was given another slot, a device that must not be taken for a TPM.
+struct Sta(Identity);
+
+impl Aml for Sta {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let identity = u32::from(self.0.device_id) << 16 | u32::from(self.0.vendor_id);
+        Method::new(
+            path("_STA"),
+            0,
+            false,
+            vec![
+                &If::new(
+                    &Equal::new(&path("VDID"), &identity),
+                    vec![&If::new(
+                        &And::new(&NO_TARGET, &path("BAR0"), &BAR_ADDRESS),
+                        vec![&Return::new(&STA_WORKING)],
+                    )],
+                ),
+                &Return::new(&ZERO),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
+/// `_CRS`: the window at the BAR's address of this moment. Memory decoding is switched on, since firmware leaves it off
+/// where it has no driver and no PCI driver of the operating system will; but not at address 0, where a BAR without an
+/// address would cover RAM. No interrupt: drivers poll.
+struct Crs;
+
+impl Aml for Crs {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let (window, base, command) = (path("RBUF"), path("BASE"), path("CMDR"));
+        Method::new(
+            path("_CRS"),
+            0,
+            true, // it creates named objects
+            vec![
+                &Name::new(path("RBUF"), &ResourceTemplate::new(vec![&Memory32Fixed::new(true, 0, CRS_LENGTH)])),
+                &CreateDWordField::new(&base, &window, &MEMORY32_FIXED_BAS),
+                &And::new(&base, &path("BAR0"), &BAR_ADDRESS),
+                &If::new(&base, vec![&Or::new(&command, &command, &COMMAND_MEMORY_SPACE)]),
+                &Return::new(&window),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
+/// A name or path; each segment has 4 characters, else `Path::new` panics.
+fn path(name: &str) -> Path {
+    Path::new(name)
+}
+
+fn named(name: [u8; 4], bits: usize) -> FieldEntry {
+    FieldEntry::Named(name, bits)
+}
+
+/// Names for parts of the PCI device's configuration space.
+fn config_field(access: FieldAccessType, entries: Vec<FieldEntry>) -> Field {
+    Field::new(path("CFGS"), access, FieldLockRule::NoLock, FieldUpdateRule::Preserve, entries)
+}
+
+/// ASL's `Unicode ()`: UTF-16 with a final NUL, in a buffer.
+fn unicode(text: &str) -> BufferData {
+    BufferData::new(text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect())
+}

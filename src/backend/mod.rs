@@ -1,0 +1,79 @@
+//! The TPM behind the registers, whatever it is: one trait, and a file or folder for each kind of TPM.
+//!
+//! A backend works for an event loop: an operation is begun and returns at once; when the backend's descriptor becomes
+//! readable, [`Backend::poll`] says what has ended. One operation is under way at a time - the engine sees to that.
+
+pub mod embedded;
+
+use std::os::fd::BorrowedFd;
+
+use thiserror::Error;
+
+use crate::tpm::Locality;
+
+/// What a backend has finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// [`Backend::initialize`], [`Backend::reset_established`] or [`Backend::terminate`].
+    Control {
+        /// The TPM's `tpmEstablished` flag.
+        established: bool,
+    },
+    /// [`Backend::execute`]: the response is in the buffer that was given to [`Backend::poll`]. Its length is bounded;
+    /// whether it is well-formed is for the caller to find out.
+    Response,
+}
+
+/// Why a TPM does not do what was asked.
+#[derive(Debug, Error)]
+pub enum BackendError {
+    /// The TPM cannot start, or refused an operation. The backend is still there.
+    #[error("{0}")]
+    Refused(String),
+    /// The TPM's process is gone, or its connection is of no use any more. [`Backend::initialize`] begins anew.
+    #[error("the TPM is gone: {0}")]
+    Gone(String),
+}
+
+/// A TPM.
+///
+/// An operation that returns `Ok` has begun, and [`poll`](Self::poll) gives its outcome once, later. One that returns an
+/// error has ended with it.
+pub trait Backend {
+    /// `_TPM_Init`: the TPM as after power-on, its volatile state gone. Brings up whatever does not run yet.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    fn initialize(&mut self) -> Result<(), BackendError>;
+
+    /// Runs a command.
+    ///
+    /// # Errors
+    /// [`BackendError::Gone`].
+    fn execute(&mut self, locality: Locality, command: &[u8]) -> Result<(), BackendError>;
+
+    /// Clears `tpmEstablished`.
+    ///
+    /// # Errors
+    /// [`BackendError::Gone`].
+    fn reset_established(&mut self, locality: Locality) -> Result<(), BackendError>;
+
+    /// Powers the TPM off; nothing follows but [`initialize`](Self::initialize), or the end.
+    ///
+    /// # Errors
+    /// [`BackendError::Gone`].
+    fn terminate(&mut self) -> Result<(), BackendError>;
+
+    /// Asks the command under way to end early. It still ends by [`poll`](Self::poll).
+    fn cancel(&mut self);
+
+    /// What has ended; `None` while the operation is still under way. A response replaces the content of `response`.
+    fn poll(&mut self, response: &mut Vec<u8>) -> Option<Result<Done, BackendError>>;
+
+    /// Ends the TPM at once, whatever it does, so that nothing of it runs or writes after this call. An operation under
+    /// way is forgotten.
+    fn kill(&mut self);
+
+    /// What becomes readable when [`poll`](Self::poll) has something to say. Changes when a TPM is brought up.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+}

@@ -1,0 +1,121 @@
+//! The arguments that say which device it is and where it sits; for serving it and for describing it.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use thiserror::Error;
+
+use crate::acpi::{Interface, Machine, PciAddress, Placement, PlacementError, TpmDevice};
+use crate::tpm::TpmVersion;
+use crate::{description, device};
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct DeviceArgs {
+    /// Version of the TPM: 2.0
+    #[arg(long, default_value = "2.0", value_name = "VERSION", value_parser = tpm_version)]
+    tpm_version: TpmVersion,
+
+    /// Registers that the guest sees: tis
+    #[arg(long, default_value = "tis")]
+    interface: Interface,
+
+    /// Machine type that the description is for: q35
+    #[arg(long, default_value = "q35")]
+    machine: Machine,
+
+    /// Slot on the machine's root bus that the description is for, in hexadecimal
+    #[arg(long, default_value = "05.0", value_name = "SLOT.0")]
+    pci_address: PciAddress,
+
+    /// PCI vendor and device id, in hexadecimal
+    #[arg(long, default_value_t = PciId { vendor: device::VENDOR_ID, device: device::DEVICE_ID }, value_name = "VVVV:DDDD")]
+    pci_id: PciId,
+}
+
+impl DeviceArgs {
+    /// The device, if it can be where it is to be.
+    pub(super) fn device(&self) -> Result<TpmDevice, PlacementError> {
+        let PciId { vendor, device } = self.pci_id;
+        Ok(TpmDevice {
+            placement: Placement::new(self.machine, self.pci_address)?,
+            identity: device::identity(vendor, device),
+            interface: self.interface,
+            version: self.tpm_version,
+        })
+    }
+}
+
+/// What is needed to describe a device that listens on `socket_path`.
+pub(super) fn description_of(device: TpmDevice, socket_path: PathBuf) -> description::Config {
+    description::Config { program_version: env!("CARGO_PKG_VERSION").to_owned(), device, socket_path }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct PciId {
+    vendor: u16,
+    device: u16,
+}
+
+impl std::fmt::Display for PciId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:04x}:{:04x}", self.vendor, self.device)
+    }
+}
+
+#[derive(Debug, Error)]
+enum PciIdError {
+    #[error("\"{0}\" is no PCI id: expected vendor and device in four hexadecimal digits each, as in 7666:5450")]
+    Form(String),
+    #[error("vendor {0:04x} means that there is no device: choose another")]
+    NoDevice(u16),
+    #[error("Linux's virtio driver takes every device of vendor 1af4 for its own: choose another")]
+    Virtio,
+}
+
+impl std::str::FromStr for PciId {
+    type Err = PciIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = |digits: &str| {
+            let well_formed = digits.len() == 4 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+            well_formed.then(|| u16::from_str_radix(digits, 16).ok()).flatten()
+        };
+        let ids = text.split_once(':').and_then(|(vendor, device)| Some((number(vendor)?, number(device)?)));
+        match ids.ok_or_else(|| PciIdError::Form(text.to_owned()))? {
+            (vendor @ (0 | 0xffff), _) => Err(PciIdError::NoDevice(vendor)),
+            (0x1af4, _) => Err(PciIdError::Virtio),
+            (vendor, device) => Ok(Self { vendor, device }),
+        }
+    }
+}
+
+fn tpm_version(text: &str) -> Result<TpmVersion, String> {
+    match text {
+        "2.0" => Ok(TpmVersion::V2_0),
+        _ => Err("expected 2.0".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pci_id_is_shown_as_it_is_given() {
+        assert_eq!("1b36:00ff".parse::<PciId>().unwrap().to_string(), "1b36:00ff");
+    }
+
+    #[test]
+    fn ids_that_would_not_work_are_refused_with_the_reason() {
+        for (text, reason) in [
+            ("7666", "as in 7666:5450"),
+            ("+666:5450", "as in 7666:5450"),
+            ("76666:5450", "as in 7666:5450"),
+            ("ffff:0001", "no device"),
+            ("1af4:1000", "virtio"),
+        ] {
+            let error = text.parse::<PciId>().unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+}

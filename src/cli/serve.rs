@@ -1,0 +1,263 @@
+//! Serving the TPM: the program without a subcommand.
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::device_args::{DeviceArgs, description_of};
+use super::start_log;
+use crate::acpi::TpmDevice as DeviceDescription;
+use crate::backend::embedded::{Embedded, EmbeddedConfig};
+use crate::description::Description;
+use crate::device::TpmDevice;
+use crate::engine::{Engine, Wakeup};
+use crate::frontend::tis::TisConfig;
+use crate::platform::{Platform, StartupPolicy};
+use crate::state::StateFolder;
+use crate::vfio_user::{DEVICE_TOKEN, Listener, Server};
+
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+
+    /// Folder for the TPM's state; it is created if it is missing. Without one, the TPM and its secrets
+    /// are gone when the program ends
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+
+    /// Which TPM is behind the registers
+    #[arg(long, value_enum, default_value = "embedded")]
+    backend: BackendKind,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+
+    /// Also write what a VMM needs to attach the device into this folder (see `describe`)
+    #[arg(long, value_name = "DIR", requires = "socket_path")]
+    description: Option<PathBuf>,
+
+    /// Who starts the TPM up and closes its platform hierarchy
+    #[arg(long, value_enum, default_value = "clear")]
+    startup: StartupKind,
+
+    /// Reset the TPM whenever a client connects: for VMMs that do not reset the device themselves
+    #[arg(long)]
+    reset_on_connect: bool,
+
+    /// Let the guest use locality 4, which belongs to the hardware. For tests only: with it a guest can
+    /// pretend to have been launched anew
+    #[arg(long)]
+    guest_locality_4: bool,
+
+    /// What to log to standard error: off, error, warn, info, debug, trace
+    #[arg(long, default_value = "info", value_name = "LEVEL")]
+    log_level: log::LevelFilter,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct SocketArgs {
+    /// UNIX socket to listen on. One on which nobody listens any more is replaced
+    #[arg(long, value_name = "PATH")]
+    socket_path: Option<PathBuf>,
+
+    /// Inherited descriptor to serve instead: of a listening socket, or of one connection
+    #[arg(long, value_name = "FD", value_parser = clap::value_parser!(RawFd).range(3..))]
+    fd: Option<RawFd>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum BackendKind {
+    /// libtpms in a process of its own, nothing else to start
+    Embedded,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum StartupKind {
+    /// This program: TPM2_Startup(CLEAR), then a random platformAuth that nobody keeps
+    Clear,
+    /// A firmware in the guest that knows the device
+    None,
+}
+
+/// Where clients come from.
+#[derive(Debug, PartialEq, Eq)]
+enum Endpoint {
+    Path(PathBuf),
+    Descriptor(RawFd),
+}
+
+/// What to serve and how: the arguments, checked against each other. Nothing has been opened yet.
+#[derive(Debug)]
+struct Config {
+    endpoint: Endpoint,
+    state_dir: Option<PathBuf>,
+    device: DeviceDescription,
+    registers: TisConfig,
+    description: Option<(Description, PathBuf)>,
+    startup: StartupPolicy,
+    reset_on_connect: bool,
+    log_level: log::LevelFilter,
+}
+
+impl TryFrom<ServeArgs> for Config {
+    type Error = anyhow::Error;
+
+    fn try_from(args: ServeArgs) -> anyhow::Result<Self> {
+        let BackendKind::Embedded = args.backend;
+        let device = args.device.device()?;
+        let endpoint = match (args.socket.socket_path, args.socket.fd) {
+            (Some(path), None) => Endpoint::Path(path),
+            (None, Some(fd)) => Endpoint::Descriptor(fd),
+            _ => bail!("give either --socket-path or --fd"),
+        };
+        let description = match (args.description, &endpoint) {
+            (None, _) => None,
+            (Some(folder), Endpoint::Path(socket)) => {
+                Some((Description::new(description_of(device, socket.clone()))?, folder))
+            }
+            (Some(_), Endpoint::Descriptor(_)) => bail!("--description needs --socket-path: a VMM connects by path"),
+        };
+        let registers = TisConfig {
+            version: device.version,
+            vendor_id: device.identity.vendor_id,
+            device_id: device.identity.device_id,
+            revision: device.identity.revision_id,
+            guest_locality_4: args.guest_locality_4,
+        };
+        let startup = match args.startup {
+            StartupKind::Clear => StartupPolicy::Clear,
+            StartupKind::None => StartupPolicy::None,
+        };
+        Ok(Self {
+            endpoint,
+            state_dir: args.state_dir,
+            device,
+            registers,
+            description,
+            startup,
+            reset_on_connect: args.reset_on_connect,
+            log_level: args.log_level,
+        })
+    }
+}
+
+pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let config = Config::try_from(args)?;
+    start_log(config.log_level);
+    // Blocked before anything else, so that a signal at any time ends the program in order.
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block().context("cannot block signals")?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .context("cannot receive signals")?;
+
+    let state = config.state_dir.as_deref().map(StateFolder::open).transpose()?;
+    // In this order: the lock keeps a second server from the files of the first, and who finds the socket finds the
+    // description complete.
+    if let Some((description, folder)) = &config.description {
+        description.write_to(folder)?;
+    }
+    let listener = match &config.endpoint {
+        Endpoint::Path(path) => Listener::bind(path)?,
+        Endpoint::Descriptor(fd) => Listener::from_fd(inherited(*fd)?)?,
+    };
+    let server = Server::new(listener)?;
+    let wakeup = Wakeup { registry: server.registry()?, token: DEVICE_TOKEN };
+
+    let version = config.device.version;
+    match &config.state_dir {
+        Some(folder) => log::info!("TPM {version}, its state in {}", folder.display()),
+        None => log::warn!("TPM {version} without --state-dir: its keys and NV contents end with this program"),
+    }
+    match &config.endpoint {
+        Endpoint::Path(path) => log::info!("listening on {}", path.display()),
+        Endpoint::Descriptor(fd) => log::info!("serving descriptor {fd}"),
+    }
+    let program = PathBuf::from("/proc/self/exe");
+    let backend = Embedded::new(EmbeddedConfig { version, state, program, log_level: config.log_level });
+    let engine = Engine::new(Box::new(backend), Platform::new(version, config.startup), Some(wakeup));
+    let mut device = TpmDevice::new(config.device.identity, config.registers, engine, config.reset_on_connect);
+    server.run(&mut device, &signals)?;
+    log::info!("ended");
+    Ok(())
+}
+
+/// Takes over a descriptor that the starting process left open for us.
+fn inherited(fd: RawFd) -> anyhow::Result<OwnedFd> {
+    // SAFETY: only numbers from 3 on are accepted, this is called once, and before it nothing was opened that could
+    // have this number but was not inherited: were it so, the next line would say that it is closed on exec.
+    #[expect(unsafe_code, reason = "a descriptor given by number")]
+    let descriptor = unsafe { OwnedFd::from_raw_fd(fd) };
+    match fcntl(&descriptor, FcntlArg::F_GETFD).map(FdFlag::from_bits_retain) {
+        Ok(flags) if !flags.contains(FdFlag::FD_CLOEXEC) => Ok(descriptor),
+        Ok(_) | Err(_) => {
+            // Not ours to close.
+            std::mem::forget(descriptor);
+            bail!("--fd={fd}: no such descriptor was inherited; the starting process must leave it open")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::Cli;
+    use super::*;
+
+    fn config(args: &[&str]) -> anyhow::Result<Config> {
+        let args = ["vfio-user-tpm"].iter().chain(args);
+        Config::try_from(Cli::try_parse_from(args)?.serve)
+    }
+
+    #[test]
+    fn the_defaults_are_a_tis_tpm_2_0_that_we_start_up() {
+        let config = config(&["--socket-path=/run/tpm.sock"]).unwrap();
+        assert_eq!(config.endpoint, Endpoint::Path("/run/tpm.sock".into()));
+        assert_eq!(config.startup, StartupPolicy::Clear);
+        assert_eq!(config.device.identity, crate::device::identity(0x7666, 0x5450));
+        assert!(config.description.is_none() && config.state_dir.is_none());
+        assert!(!config.reset_on_connect && !config.registers.guest_locality_4);
+    }
+
+    #[test]
+    fn registers_and_tables_carry_the_same_ids() {
+        let config = config(&["--socket-path=/s", "--pci-id=1b36:0042"]).unwrap();
+        assert_eq!((config.registers.vendor_id, config.registers.device_id), (0x1b36, 0x42));
+        assert_eq!(config.device.identity.vendor_id, 0x1b36);
+    }
+
+    #[test]
+    fn a_description_needs_a_path_to_connect_to() {
+        let error = config(&["--fd=3", "--description=/tmp/d"]).unwrap_err().to_string();
+        assert!(error.contains("--socket-path"), "{error}");
+    }
+
+    #[test]
+    fn standard_streams_are_no_sockets_to_serve() {
+        assert!(config(&["--fd=0"]).is_err());
+        assert!(config(&["--fd=-1"]).is_err());
+    }
+
+    #[test]
+    fn unknown_values_are_refused_with_what_there_is() {
+        for (flag, expected) in [
+            ("--backend=simulator", "embedded"),
+            ("--tpm-version=3", "2.0"),
+            ("--interface=spi", "tis"),
+            ("--machine=microvm", "q35"),
+            ("--pci-address=1f.0", "another slot"),
+            ("--startup=maybe", "clear"),
+            ("--log-level=loud", "log-level"),
+        ] {
+            let error = config(&["--socket-path=/s", flag]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{flag}: {error}");
+        }
+    }
+}

@@ -1,0 +1,427 @@
+//! Runs one backend for the event loop: brings the TPM up and down, one command at a time, within deadlines.
+//!
+//! Nothing here blocks. An operation is begun; [`Engine::poll`] takes what the backend has finished and decides what
+//! comes next. A TPM that fails or dies costs the guest a failure response to each command, until the next reset brings
+//! up a new one.
+//!
+//! ```text
+//!            reset                         platform's commands
+//!   Off ───────────────▶ Initializing ───▶ Starting ─────────▶ Idle ◀──▶ Executing
+//!    ▲                     ▲                                    │
+//!    │ stop                │ reset                              │ reset, stop
+//!   Terminating ◀── ShuttingDown ◀──────────────────────────────┘         (any failure: Failed)
+//! ```
+
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+
+use crate::backend::{Backend, BackendError, Done};
+use crate::platform::{Platform, Step};
+use crate::tpm::{BUFFER_SIZE, Fault, Header, Locality, fault_response};
+
+/// Longest start of a TPM: a new TPM 1.2 generates an RSA key.
+const INITIALIZE_LIMIT: Duration = Duration::from_secs(60);
+/// Longest of all commands. Drivers give up after 5 minutes.
+const COMMAND_LIMIT: Duration = Duration::from_secs(600);
+/// Longest wait for a command that its guest has cancelled. Not every algorithm can be interrupted.
+const CANCEL_LIMIT: Duration = Duration::from_secs(10);
+/// Longest wait for a command that a reset or the end has cancelled; also for the platform's own short commands.
+const CONTROL_LIMIT: Duration = Duration::from_secs(2);
+
+/// How the event loop hears of the backend.
+#[derive(Debug)]
+pub struct Wakeup {
+    /// The loop's registry.
+    pub registry: Registry,
+    /// The token under which the backend's descriptor is registered.
+    pub token: Token,
+}
+
+/// A TPM that is kept running.
+pub struct Engine {
+    backend: Box<dyn Backend>,
+    platform: Platform,
+    wakeup: Option<Wakeup>,
+    phase: Phase,
+    goal: Goal,
+    /// When the operation under way has taken too long.
+    deadline: Option<Instant>,
+    guest: Guest,
+    command: Vec<u8>,
+    response: Vec<u8>,
+    reset_established: Option<Locality>,
+    established: bool,
+    /// No guest's command has run since `_TPM_Init`, so that another one would change nothing.
+    pristine: bool,
+    first_start: FirstStart,
+}
+
+/// What the backend is doing.
+#[derive(Debug)]
+enum Phase {
+    Off,
+    Failed,
+    Initializing,
+    /// Runs the first of these steps.
+    Starting(std::vec::IntoIter<Step>, &'static str),
+    Idle,
+    Executing,
+    ResettingEstablished,
+    ShuttingDown,
+    Terminating,
+}
+
+/// What is to come when the operation under way has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Goal {
+    Serve,
+    Reset,
+    Stop,
+}
+
+/// Where the guest's command is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Guest {
+    Nothing,
+    /// In `command`, until the TPM is ready for it.
+    Waiting(Locality),
+    /// With the backend.
+    Running,
+    /// Its response is in `response`.
+    Answered,
+}
+
+/// Whether the TPM has ever been up. A TPM that cannot start at all is an error to tell the user, not the guest.
+#[derive(Debug)]
+enum FirstStart {
+    Awaited,
+    Done,
+    Failed(String),
+}
+
+impl Engine {
+    /// An engine whose TPM is off.
+    #[must_use]
+    pub fn new(backend: Box<dyn Backend>, platform: Platform, wakeup: Option<Wakeup>) -> Self {
+        Self {
+            backend,
+            platform,
+            wakeup,
+            phase: Phase::Off,
+            goal: Goal::Serve,
+            deadline: None,
+            guest: Guest::Nothing,
+            command: Vec::with_capacity(BUFFER_SIZE),
+            response: Vec::with_capacity(BUFFER_SIZE),
+            reset_established: None,
+            established: false,
+            pristine: false,
+            first_start: FirstStart::Awaited,
+        }
+    }
+
+    /// `_TPM_Init`: shuts a running TPM down in order and starts it anew. What the guest has under way is forgotten.
+    /// Returns at once; commands wait until the TPM is up. A TPM that nobody has used since its start stays as it is.
+    pub fn reset(&mut self, now: Instant) {
+        self.forget_guest();
+        match (&self.phase, self.goal) {
+            // Already on the way to a fresh TPM, or there.
+            (_, Goal::Stop | Goal::Reset) | (Phase::Initializing | Phase::Starting(..), _) => {}
+            (Phase::Idle, Goal::Serve) if self.pristine => {}
+            _ => self.pursue(Goal::Reset, now),
+        }
+    }
+
+    /// Shuts the TPM down in order and powers it off, for good; [`is_off`](Self::is_off) tells when that is done.
+    pub fn stop(&mut self, now: Instant) {
+        self.forget_guest();
+        if self.goal != Goal::Stop && !self.is_off() {
+            self.pursue(Goal::Stop, now);
+        }
+    }
+
+    /// Runs a guest's command. The one before must have been answered or forgotten.
+    pub fn execute(&mut self, locality: Locality, command: &[u8], now: Instant) {
+        if self.guest == Guest::Running {
+            log::error!("a command came while another runs; it is not run");
+            return;
+        }
+        self.command.clear();
+        self.command.extend_from_slice(command);
+        self.guest = Guest::Waiting(locality);
+        self.advance(now);
+    }
+
+    /// Ends the guest's command early, if the TPM can. It is answered all the same.
+    pub fn cancel(&mut self, now: Instant) {
+        match self.guest {
+            Guest::Waiting(_) => self.answer_with(Fault::Canceled),
+            Guest::Running => {
+                self.backend.cancel();
+                self.limit(CANCEL_LIMIT, now);
+            }
+            Guest::Nothing | Guest::Answered => {}
+        }
+    }
+
+    /// Clears `tpmEstablished` from a locality, as soon as the TPM has time.
+    pub fn reset_establishment(&mut self, locality: Locality, now: Instant) {
+        self.reset_established = Some(locality);
+        self.advance(now);
+    }
+
+    /// Takes what the backend has finished and goes on; also enforces deadlines. To be called when the backend's
+    /// descriptor is ready and when [`deadline`](Self::deadline) has passed.
+    pub fn poll(&mut self, now: Instant) {
+        while let Some(outcome) = self.backend.poll(&mut self.response) {
+            self.finish(outcome, now);
+        }
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            self.backend.kill();
+            self.finish(Err(BackendError::Gone("it did not answer in time and was ended".to_owned())), now);
+        }
+    }
+
+    /// The response to the guest's command, once.
+    pub fn take_response(&mut self) -> Option<&[u8]> {
+        if self.guest != Guest::Answered {
+            return None;
+        }
+        self.guest = Guest::Nothing;
+        Some(&self.response)
+    }
+
+    /// The TPM's `tpmEstablished` flag, as last known.
+    #[must_use]
+    pub fn established(&self) -> bool {
+        self.established
+    }
+
+    /// When [`poll`](Self::poll) is to be called at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Whether the TPM is powered off.
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        matches!(self.phase, Phase::Off)
+    }
+
+    /// Why the TPM could not be started the first time; a later failure is the guest's to see.
+    #[must_use]
+    pub fn start_failure(&self) -> Option<&str> {
+        match &self.first_start {
+            FirstStart::Failed(reason) => Some(reason),
+            FirstStart::Awaited | FirstStart::Done => None,
+        }
+    }
+
+    /// Takes up a new goal. A guest's command that runs is cancelled, and has little time to end.
+    fn pursue(&mut self, goal: Goal, now: Instant) {
+        self.goal = goal;
+        match self.phase {
+            Phase::Off | Phase::Failed | Phase::Idle => self.advance(now),
+            Phase::Executing => {
+                self.backend.cancel();
+                self.limit(CONTROL_LIMIT, now);
+            }
+            Phase::Initializing
+            | Phase::Starting(..)
+            | Phase::ResettingEstablished
+            | Phase::ShuttingDown
+            | Phase::Terminating => {
+                // A start may take long, and can be broken off without harm.
+                if goal == Goal::Stop {
+                    self.limit(CONTROL_LIMIT, now);
+                }
+            }
+        }
+    }
+
+    /// Begins what is due, if nothing is under way.
+    fn advance(&mut self, now: Instant) {
+        match (&self.phase, self.goal) {
+            (Phase::Idle, Goal::Serve) => {
+                if let Some(locality) = self.reset_established.take() {
+                    let begun = self.backend.reset_established(locality);
+                    self.begin(begun, Phase::ResettingEstablished, CONTROL_LIMIT, now);
+                } else if let Guest::Waiting(locality) = self.guest {
+                    self.guest = Guest::Running;
+                    self.pristine = false;
+                    self.platform.guest_runs(&self.command);
+                    let begun = self.backend.execute(locality, &self.command);
+                    self.begin(begun, Phase::Executing, COMMAND_LIMIT, now);
+                }
+            }
+            (Phase::Idle, Goal::Reset | Goal::Stop) => match self.platform.shutdown() {
+                Some(step) => {
+                    let begun = self.backend.execute(Locality::ZERO, &step.command);
+                    self.begin(begun, Phase::ShuttingDown, CONTROL_LIMIT, now);
+                }
+                None => self.power_down(now),
+            },
+            (Phase::Failed | Phase::Off, Goal::Serve) => {
+                self.reset_established = None;
+                if matches!(self.guest, Guest::Waiting(_)) {
+                    self.answer_with(Fault::Failure);
+                }
+            }
+            (Phase::Failed | Phase::Off, Goal::Reset) => self.initialize(now),
+            (Phase::Failed | Phase::Off, Goal::Stop) => {
+                self.backend.kill();
+                self.phase = Phase::Off;
+            }
+            _ => {}
+        }
+    }
+
+    /// The TPM has been shut down, or need not be: cuts its power.
+    fn power_down(&mut self, now: Instant) {
+        if self.goal == Goal::Stop {
+            let begun = self.backend.terminate();
+            self.begin(begun, Phase::Terminating, CONTROL_LIMIT, now);
+        } else {
+            self.initialize(now);
+        }
+    }
+
+    fn initialize(&mut self, now: Instant) {
+        self.goal = Goal::Serve;
+        self.reset_established = None;
+        let begun = self.backend.initialize();
+        self.register();
+        self.begin(begun, Phase::Initializing, INITIALIZE_LIMIT, now);
+    }
+
+    /// Notes that an operation is under way, or that it could not be begun.
+    fn begin(&mut self, begun: Result<(), BackendError>, phase: Phase, limit: Duration, now: Instant) {
+        self.phase = phase;
+        self.deadline = None;
+        self.limit(limit, now);
+        if let Err(error) = begun {
+            self.finish(Err(error), now);
+        }
+    }
+
+    /// An operation has ended.
+    fn finish(&mut self, outcome: Result<Done, BackendError>, now: Instant) {
+        self.deadline = None;
+        if let Ok(Done::Control { established }) = outcome {
+            self.established = established;
+        }
+        match (std::mem::replace(&mut self.phase, Phase::Idle), outcome) {
+            (Phase::Initializing, Ok(Done::Control { .. })) => match self.platform.startup() {
+                Ok(steps) => self.next_step(steps.into_iter(), now),
+                Err(error) => self.fail(&format!("the system gives no random numbers: {error}"), now),
+            },
+            (Phase::Starting(steps, name), Ok(Done::Response)) => match Header::of_whole(&self.response) {
+                Some(Header { code: 0, .. }) => self.next_step(steps, now),
+                Some(Header { code, .. }) => self.fail(&format!("the TPM answered {name} with {code:#x}"), now),
+                None => self.fail(&format!("the TPM gave no well-formed answer to {name}"), now),
+            },
+            (Phase::Executing, Ok(Done::Response)) => {
+                self.platform.guest_ran(&self.response);
+                if self.guest == Guest::Running {
+                    self.guest = Guest::Answered;
+                    if Header::of_whole(&self.response).is_none() || self.response.len() > BUFFER_SIZE {
+                        log::warn!("the TPM gave no well-formed response; the guest gets a failure instead");
+                        self.answer_with(Fault::Failure);
+                    }
+                }
+                self.advance(now);
+            }
+            (Phase::ResettingEstablished, Ok(Done::Control { .. }) | Err(BackendError::Refused(_))) => {
+                self.advance(now);
+            }
+            (Phase::ShuttingDown, Ok(Done::Response)) => {
+                if let Some(Header { code, .. }) = Header::parse(&self.response).filter(|header| header.code != 0) {
+                    log::debug!("the TPM answered TPM2_Shutdown with {code:#x}");
+                }
+                self.power_down(now);
+            }
+            (Phase::Terminating, Ok(Done::Control { .. })) => {
+                self.backend.kill();
+                self.phase = Phase::Off;
+            }
+            (_, Err(error)) => self.fail(&error.to_string(), now),
+            (phase, Ok(done)) => {
+                self.backend.kill();
+                self.fail(&format!("it reported {done:?} in the phase {phase:?}"), now);
+            }
+        }
+    }
+
+    fn next_step(&mut self, mut steps: std::vec::IntoIter<Step>, now: Instant) {
+        if self.goal != Goal::Serve {
+            self.phase = Phase::Idle;
+            return self.advance(now);
+        }
+        if let Some(step) = steps.next() {
+            let begun = self.backend.execute(Locality::ZERO, &step.command);
+            self.begin(begun, Phase::Starting(steps, step.name), CONTROL_LIMIT, now);
+        } else {
+            log::debug!("the TPM is up");
+            self.first_start = FirstStart::Done;
+            self.pristine = true;
+            self.phase = Phase::Idle;
+            self.advance(now);
+        }
+    }
+
+    /// Failure mode: said once, and the guest gets a failure response to each command until the next reset.
+    fn fail(&mut self, reason: &str, now: Instant) {
+        self.phase = Phase::Failed;
+        match (&self.first_start, self.goal) {
+            (_, Goal::Stop) => log::warn!("the TPM failed while it was stopped: {reason}"),
+            (FirstStart::Awaited, _) => self.first_start = FirstStart::Failed(reason.to_owned()),
+            (FirstStart::Failed(_), _) => {}
+            (FirstStart::Done, Goal::Reset) => log::warn!("the TPM failed while it was reset: {reason}"),
+            (FirstStart::Done, Goal::Serve) => {
+                log::error!("the TPM is in failure mode until the next reset: {reason}");
+            }
+        }
+        if self.guest == Guest::Running {
+            self.answer_with(Fault::Failure);
+        }
+        self.advance(now);
+    }
+
+    fn answer_with(&mut self, fault: Fault) {
+        self.response.clear();
+        self.response.extend_from_slice(&fault_response(self.platform.version(), fault));
+        self.guest = Guest::Answered;
+    }
+
+    fn forget_guest(&mut self) {
+        self.guest = Guest::Nothing;
+        self.reset_established = None;
+    }
+
+    /// Sets the deadline of the operation under way, unless it has an earlier one.
+    fn limit(&mut self, limit: Duration, now: Instant) {
+        let new = now.checked_add(limit);
+        self.deadline = match (self.deadline, new) {
+            (Some(old), Some(new)) => Some(old.min(new)),
+            (old, new) => new.or(old),
+        };
+    }
+
+    /// A backend's descriptor changes only when a TPM is brought up; a closed one leaves the registry by itself.
+    fn register(&mut self) {
+        let (Some(wakeup), Some(descriptor)) = (&self.wakeup, self.backend.descriptor()) else { return };
+        let raw = descriptor.as_raw_fd();
+        match wakeup.registry.register(&mut SourceFd(&raw), wakeup.token, Interest::READABLE) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => log::error!("cannot wait for the TPM: {error}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,384 @@
+//! The engine with a backend that a test plays by hand.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+
+use super::*;
+use crate::platform::StartupPolicy;
+use crate::tpm::TpmVersion;
+
+const OK: [u8; 10] = [0x80, 1, 0, 0, 0, 10, 0, 0, 0, 0];
+const CLEAR: [u8; 12] = [0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x45, 0, 0];
+const COMMAND: [u8; 12] = [0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 4];
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Call {
+    Initialize,
+    Execute(u8, Vec<u8>),
+    ResetEstablished(u8),
+    Terminate,
+    Cancel,
+    Kill,
+}
+
+#[derive(Default)]
+struct Script {
+    calls: Vec<Call>,
+    outcomes: VecDeque<(Result<Done, BackendError>, Vec<u8>)>,
+    gone: bool,
+}
+
+#[derive(Clone, Default)]
+struct Played(Rc<RefCell<Script>>);
+
+impl Played {
+    fn begin(&self, call: Call) -> Result<(), BackendError> {
+        let mut script = self.0.borrow_mut();
+        script.calls.push(call);
+        if script.gone { Err(BackendError::Gone("played".to_owned())) } else { Ok(()) }
+    }
+
+    fn calls(&self) -> Vec<Call> {
+        std::mem::take(&mut self.0.borrow_mut().calls)
+    }
+}
+
+impl Backend for Played {
+    fn initialize(&mut self) -> Result<(), BackendError> {
+        self.begin(Call::Initialize)
+    }
+    fn execute(&mut self, locality: Locality, command: &[u8]) -> Result<(), BackendError> {
+        self.begin(Call::Execute(locality.number(), command.to_vec()))
+    }
+    fn reset_established(&mut self, locality: Locality) -> Result<(), BackendError> {
+        self.begin(Call::ResetEstablished(locality.number()))
+    }
+    fn terminate(&mut self) -> Result<(), BackendError> {
+        self.begin(Call::Terminate)
+    }
+    fn cancel(&mut self) {
+        self.0.borrow_mut().calls.push(Call::Cancel);
+    }
+    fn poll(&mut self, response: &mut Vec<u8>) -> Option<Result<Done, BackendError>> {
+        let (outcome, bytes) = self.0.borrow_mut().outcomes.pop_front()?;
+        if matches!(outcome, Ok(Done::Response)) {
+            *response = bytes;
+        }
+        Some(outcome)
+    }
+    fn kill(&mut self) {
+        self.0.borrow_mut().calls.push(Call::Kill);
+    }
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// An engine, its backend, and a clock that only the test moves.
+struct Bench {
+    engine: Engine,
+    backend: Played,
+    now: Instant,
+}
+
+impl Bench {
+    fn new(policy: StartupPolicy) -> Self {
+        let backend = Played::default();
+        let platform = Platform::new(TpmVersion::V2_0, policy);
+        let engine = Engine::new(Box::new(backend.clone()), platform, None);
+        Self { engine, backend, now: Instant::now() }
+    }
+
+    /// With a TPM that is up, and firmware that does the platform's work, so that no commands of ours disturb.
+    fn up() -> Self {
+        let mut bench = Self::new(StartupPolicy::None);
+        bench.reset();
+        bench.control();
+        assert_eq!(bench.backend.calls(), [Call::Initialize]);
+        bench
+    }
+
+    /// As [`Self::up`], and a guest's command is running.
+    fn running() -> Self {
+        let mut bench = Self::up();
+        bench.execute();
+        assert_eq!(bench.backend.calls(), [guest_command()]);
+        bench
+    }
+
+    fn reset(&mut self) {
+        self.engine.reset(self.now);
+    }
+
+    fn execute(&mut self) {
+        self.engine.execute(Locality::ZERO, &COMMAND, self.now);
+    }
+
+    fn outcome(&mut self, outcome: Result<Done, BackendError>, response: &[u8]) {
+        self.backend.0.borrow_mut().outcomes.push_back((outcome, response.to_vec()));
+        self.engine.poll(self.now);
+    }
+
+    fn control(&mut self) {
+        self.outcome(Ok(Done::Control { established: false }), &[]);
+    }
+
+    fn response(&mut self, response: &[u8]) {
+        self.outcome(Ok(Done::Response), response);
+    }
+
+    fn gone(&mut self) {
+        self.outcome(Err(BackendError::Gone("played".to_owned())), &[]);
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.engine.poll(self.now);
+    }
+}
+
+fn guest_command() -> Call {
+    Call::Execute(0, COMMAND.to_vec())
+}
+
+fn failure() -> Vec<u8> {
+    fault_response(TpmVersion::V2_0, Fault::Failure).to_vec()
+}
+
+#[test]
+fn a_start_initializes_then_starts_up_then_closes_the_platform_hierarchy() {
+    let mut bench = Bench::new(StartupPolicy::Clear);
+    bench.reset();
+    bench.control();
+    bench.response(&OK);
+    bench.execute();
+    let calls = bench.backend.calls();
+    assert_eq!(calls[0], Call::Initialize);
+    assert!(matches!(&calls[1], Call::Execute(0, command) if command[6..10] == [0, 0, 1, 0x44]));
+    assert!(matches!(&calls[2], Call::Execute(0, command) if command[6..10] == [0, 0, 1, 0x29]));
+    assert_eq!(calls.len(), 3, "the guest's command waits until the hierarchy is closed");
+    bench.response(&OK);
+    assert_eq!(bench.backend.calls(), [guest_command()]);
+}
+
+#[test]
+fn a_tpm_whose_hierarchy_cannot_be_closed_is_not_given_to_the_guest() {
+    let mut bench = Bench::new(StartupPolicy::Clear);
+    bench.reset();
+    bench.control();
+    bench.response(&OK);
+    bench.response(&[0x80, 1, 0, 0, 0, 10, 0, 0, 1, 1]);
+    bench.execute();
+    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+    assert!(bench.engine.start_failure().is_some_and(|reason| reason.contains("0x101")));
+}
+
+#[test]
+fn a_response_is_given_once() {
+    let mut bench = Bench::running();
+    bench.response(&OK);
+    assert_eq!(bench.engine.take_response(), Some(&OK[..]));
+    assert_eq!(bench.engine.take_response(), None);
+}
+
+#[test]
+fn a_response_that_is_not_whole_becomes_a_failure() {
+    for bad in [&OK[..9], &[&OK[..], &[0]].concat()] {
+        let mut bench = Bench::running();
+        bench.response(bad);
+        assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+    }
+}
+
+#[test]
+fn a_reset_of_a_tpm_that_nobody_used_changes_nothing() {
+    let mut bench = Bench::up();
+    bench.reset();
+    bench.reset();
+    assert_eq!(bench.backend.calls(), []);
+}
+
+#[test]
+fn a_reset_shuts_down_in_order_and_initializes_once() {
+    let mut bench = Bench::running();
+    bench.response(&OK);
+    bench.reset();
+    bench.reset();
+    assert_eq!(bench.backend.calls(), [Call::Execute(0, CLEAR.to_vec())]);
+    bench.response(&OK);
+    bench.reset();
+    assert_eq!(bench.backend.calls(), [Call::Initialize]);
+    bench.control();
+    assert_eq!(bench.backend.calls(), []);
+}
+
+#[test]
+fn a_guest_that_shut_down_itself_is_reset_without_another_shutdown() {
+    let mut bench = Bench::up();
+    bench.engine.execute(Locality::ZERO, &CLEAR, bench.now);
+    bench.response(&OK);
+    bench.backend.calls();
+    bench.reset();
+    assert_eq!(bench.backend.calls(), [Call::Initialize]);
+}
+
+#[test]
+fn a_reset_cancels_a_running_command_and_nobody_sees_its_response() {
+    let mut bench = Bench::running();
+    bench.reset();
+    assert_eq!(bench.backend.calls(), [Call::Cancel]);
+    bench.response(&OK);
+    assert_eq!(bench.engine.take_response(), None);
+    assert_eq!(bench.backend.calls(), [Call::Execute(0, CLEAR.to_vec())]);
+}
+
+#[test]
+fn a_command_sent_during_a_reset_runs_on_the_fresh_tpm() {
+    let mut bench = Bench::running();
+    bench.reset();
+    bench.execute();
+    bench.response(&OK);
+    bench.response(&OK);
+    assert_eq!(bench.backend.calls(), [Call::Cancel, Call::Execute(0, CLEAR.to_vec()), Call::Initialize]);
+    assert_eq!(bench.engine.take_response(), None);
+    bench.control();
+    assert_eq!(bench.backend.calls(), [guest_command()]);
+}
+
+#[test]
+fn a_hung_command_is_ended_soon_after_a_reset_and_the_tpm_works_again() {
+    let mut bench = Bench::running();
+    bench.reset();
+    bench.pass(CONTROL_LIMIT);
+    assert_eq!(bench.backend.calls(), [Call::Cancel, Call::Kill, Call::Initialize]);
+    bench.control();
+    bench.execute();
+    assert_eq!(bench.backend.calls(), [guest_command()]);
+}
+
+#[test]
+fn a_command_that_ignores_its_cancellation_becomes_a_failure() {
+    let mut bench = Bench::running();
+    bench.engine.cancel(bench.now);
+    bench.pass(CANCEL_LIMIT - Duration::from_millis(1));
+    assert_eq!(bench.engine.take_response(), None);
+    bench.pass(Duration::from_millis(1));
+    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+    assert_eq!(bench.backend.calls(), [Call::Cancel, Call::Kill]);
+}
+
+#[test]
+fn a_second_cancellation_gives_no_more_time() {
+    let mut bench = Bench::running();
+    bench.engine.cancel(bench.now);
+    bench.pass(CANCEL_LIMIT / 2);
+    bench.engine.cancel(bench.now);
+    bench.pass(CANCEL_LIMIT / 2);
+    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+}
+
+#[test]
+fn a_command_that_waits_is_cancelled_at_once() {
+    let mut bench = Bench::new(StartupPolicy::None);
+    bench.reset();
+    bench.execute();
+    bench.engine.cancel(bench.now);
+    assert_eq!(bench.engine.take_response(), Some(&fault_response(TpmVersion::V2_0, Fault::Canceled)[..]));
+    bench.control();
+    assert_eq!(bench.backend.calls(), [Call::Initialize]);
+}
+
+#[test]
+fn the_death_of_the_tpm_is_failure_mode_until_the_next_reset() {
+    let mut bench = Bench::running();
+    bench.gone();
+    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+    bench.execute();
+    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+    assert_eq!(bench.backend.calls(), []);
+    assert_eq!(bench.engine.start_failure(), None, "a failure after the first start is the guest's to see");
+    bench.reset();
+    bench.control();
+    bench.execute();
+    bench.response(&OK);
+    assert_eq!(bench.engine.take_response(), Some(&OK[..]));
+}
+
+#[test]
+fn a_tpm_that_died_unused_is_brought_up_by_a_reset() {
+    let mut bench = Bench::up();
+    bench.gone();
+    bench.reset();
+    assert_eq!(bench.backend.calls(), [Call::Initialize]);
+}
+
+#[test]
+fn a_first_start_that_fails_is_told_to_the_user() {
+    let mut bench = Bench::new(StartupPolicy::Clear);
+    bench.reset();
+    bench.outcome(Err(BackendError::Refused("the state is damaged".to_owned())), &[]);
+    assert_eq!(bench.engine.start_failure(), Some("the state is damaged"));
+}
+
+#[test]
+fn a_backend_that_cannot_even_begin_is_failure_mode() {
+    let mut bench = Bench::up();
+    bench.backend.0.borrow_mut().gone = true;
+    bench.execute();
+    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+    bench.reset();
+    bench.execute();
+    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+}
+
+#[test]
+fn an_answer_that_nobody_asked_for_ends_the_backend() {
+    let mut bench = Bench::up();
+    bench.response(&OK);
+    assert_eq!(bench.backend.calls(), [Call::Kill]);
+    bench.execute();
+    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+}
+
+#[test]
+fn a_stop_shuts_down_and_powers_off() {
+    let mut bench = Bench::running();
+    bench.engine.stop(bench.now);
+    bench.response(&OK);
+    bench.response(&OK);
+    assert!(!bench.engine.is_off());
+    bench.control();
+    assert!(bench.engine.is_off());
+    let calls = [Call::Cancel, Call::Execute(0, CLEAR.to_vec()), Call::Terminate, Call::Kill];
+    assert_eq!(bench.backend.calls(), calls);
+}
+
+#[test]
+fn a_stop_comes_to_its_end_whatever_the_backend_does() {
+    let mut bench = Bench::running();
+    bench.engine.stop(bench.now);
+    bench.pass(CONTROL_LIMIT);
+    assert!(bench.engine.is_off());
+
+    let mut bench = Bench::new(StartupPolicy::Clear);
+    bench.reset();
+    bench.engine.stop(bench.now);
+    bench.pass(CONTROL_LIMIT);
+    assert!(bench.engine.is_off(), "in the middle of a start");
+}
+
+#[test]
+fn the_establishment_is_reset_when_the_tpm_has_time() {
+    let mut bench = Bench::running();
+    let locality = Locality::new(3).unwrap();
+    bench.engine.reset_establishment(locality, bench.now);
+    assert_eq!(bench.backend.calls(), []);
+    bench.response(&OK);
+    assert_eq!(bench.backend.calls(), [Call::ResetEstablished(3)]);
+    assert_eq!(bench.engine.take_response(), Some(&OK[..]));
+    bench.execute();
+    bench.outcome(Err(BackendError::Refused("not from there".to_owned())), &[]);
+    assert_eq!(bench.backend.calls(), [guest_command()]);
+}

@@ -1,0 +1,85 @@
+//! A locality's interrupt registers. They hold what software writes; nothing raises an interrupt yet.
+
+use super::registers::{IntEnable, Interrupt};
+
+/// `TPM_INT_ENABLE_x`, `TPM_INT_VECTOR_x` and `TPM_INT_STATUS_x` of one locality.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Interrupts {
+    enable: IntEnable,
+    vector: u8,
+    occurred: Interrupt,
+}
+
+impl Interrupts {
+    /// `sirqVec` (3:0) of `TPM_INT_VECTOR_x`; the rest is reserved.
+    const SIRQ_VEC: u8 = 0x0f;
+
+    /// After power-on: all off, low level.
+    pub(super) const POWER_ON: Self = Self { enable: IntEnable::LOW_LEVEL, vector: 0, occurred: Interrupt::empty() };
+
+    pub(super) fn enable(&self) -> u32 {
+        self.enable.bits()
+    }
+
+    pub(super) fn vector(&self) -> u8 {
+        self.vector
+    }
+
+    pub(super) fn status(&self) -> u32 {
+        self.occurred.bits()
+    }
+
+    /// Writes the bits of `mask` to the enable register.
+    pub(super) fn write_enable(&mut self, value: u32, mask: u32) {
+        self.enable = IntEnable::from_bits_truncate((self.enable.bits() & !mask) | (value & mask));
+    }
+
+    /// Writes the vector if the write touches its byte.
+    pub(super) fn write_vector(&mut self, value: u32, mask: u32) {
+        let [value, ..] = value.to_le_bytes();
+        let [mask, ..] = mask.to_le_bytes();
+        self.vector = ((self.vector & !mask) | (value & mask)) & Self::SIRQ_VEC;
+    }
+
+    /// Clears the conditions written as ones.
+    pub(super) fn write_status(&mut self, value: u32) {
+        self.occurred.remove(Interrupt::from_bits_truncate(value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_implemented_enable_bits_can_be_written() {
+        let mut interrupts = Interrupts::POWER_ON;
+        interrupts.write_enable(u32::MAX, u32::MAX);
+        assert_eq!(interrupts.enable(), 0x8000_009f);
+    }
+
+    #[test]
+    fn bytes_not_written_keep_their_enable_bits() {
+        let mut interrupts = Interrupts::POWER_ON;
+        interrupts.write_enable(0x8000_0000, 0xff00_0000);
+        assert_eq!(interrupts.enable(), 0x8000_0008);
+        interrupts.write_enable(0, 0x0000_00ff);
+        assert_eq!(interrupts.enable(), 0x8000_0000);
+    }
+
+    #[test]
+    fn a_write_beside_the_vector_does_not_change_it() {
+        let mut interrupts = Interrupts::POWER_ON;
+        interrupts.write_vector(0xffff_ffff, 0x0000_00ff);
+        assert_eq!(interrupts.vector(), 0x0f);
+        interrupts.write_vector(0, 0xffff_ff00);
+        assert_eq!(interrupts.vector(), 0x0f);
+    }
+
+    #[test]
+    fn status_bits_written_as_ones_are_cleared_and_the_others_stay() {
+        let mut interrupts = Interrupts { occurred: Interrupt::all(), ..Interrupts::POWER_ON };
+        interrupts.write_status(Interrupt::DATA_AVAIL.bits());
+        assert_eq!(interrupts.status(), 0x86);
+    }
+}

@@ -1,0 +1,7 @@
+//! The PCI face of a device: its configuration space.
+
+#![forbid(unsafe_code)]
+
+mod config;
+
+pub use config::{CONFIG_SIZE, ConfigSpace, Identity, MemoryBar};

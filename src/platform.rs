@@ -1,0 +1,200 @@
+//! What a platform's firmware does for its TPM, and no firmware does for this one: Startup, closing the platform
+//! hierarchy, and an orderly Shutdown before power is cut.
+//!
+//! Sources: TCG PC Client Platform Firmware Profile (the platform hierarchy is closed before anything else runs);
+//! TPM 2.0 Library Part 3, sections 9.3 (TPM2_Startup), 9.4 (TPM2_Shutdown), 24.8 (TPM2_HierarchyChangeAuth).
+
+use crate::tpm::{Header, TpmVersion};
+
+const TPM_ST_NO_SESSIONS: u16 = 0x8001;
+const TPM_ST_SESSIONS: u16 = 0x8002;
+const TPM_CC_HIERARCHY_CHANGE_AUTH: u32 = 0x129;
+const TPM_CC_STARTUP: u32 = 0x144;
+const TPM_CC_SHUTDOWN: u32 = 0x145;
+const TPM_SU_CLEAR: [u8; 2] = [0, 0];
+const TPM_RH_PLATFORM: [u8; 4] = [0x40, 0, 0, 0x0c];
+/// `TPMS_AUTH_COMMAND` with an empty password: size 9, `TPM_RS_PW`, no nonce, no attributes, no password.
+const EMPTY_PASSWORD: [u8; 13] = [0, 0, 0, 9, 0x40, 0, 0, 0x09, 0, 0, 0, 0, 0];
+
+/// Bytes of the random platformAuth.
+const PLATFORM_AUTH_SIZE: usize = 32;
+
+/// Who does what firmware does (`--startup`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartupPolicy {
+    /// We do: `TPM2_Startup(CLEAR)`, then the platform hierarchy is closed.
+    Clear,
+    /// A firmware that knows the device does.
+    None,
+}
+
+/// One command that the platform sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// What it is, for the log.
+    pub name: &'static str,
+    /// The whole command.
+    pub command: Vec<u8>,
+}
+
+/// The platform of one TPM.
+#[derive(Debug)]
+pub struct Platform {
+    version: TpmVersion,
+    policy: StartupPolicy,
+    /// The guest's last command is a TPM2_Shutdown.
+    shutdown_runs: bool,
+    /// It succeeded, and nothing came after it.
+    shut_down_by_guest: bool,
+}
+
+impl Platform {
+    /// The platform of a TPM of `version`.
+    #[must_use]
+    pub fn new(version: TpmVersion, policy: StartupPolicy) -> Self {
+        Self { version, policy, shutdown_runs: false, shut_down_by_guest: false }
+    }
+
+    /// The TPM's version.
+    #[must_use]
+    pub fn version(&self) -> TpmVersion {
+        self.version
+    }
+
+    /// The commands to send after `_TPM_Init`, in order. Each must succeed before a guest may use the TPM.
+    ///
+    /// The platform hierarchy is closed by a random authorization value that nobody keeps, so that a guest's root can
+    /// neither clear the TPM nor change what belongs to the platform. The hierarchy stays enabled, as on a PC.
+    ///
+    /// # Errors
+    /// If the system has no random numbers to give.
+    pub fn startup(&mut self) -> Result<Vec<Step>, getrandom::Error> {
+        self.shut_down_by_guest = false;
+        Ok(match (self.policy, self.version) {
+            (StartupPolicy::None, _) => Vec::new(),
+            (StartupPolicy::Clear, TpmVersion::V1_2) => {
+                // TPM_TAG_RQU_COMMAND, TPM_ORD_Startup, TPM_ST_CLEAR. TPM 1.2 has no platform hierarchy.
+                vec![Step { name: "TPM_Startup(CLEAR)", command: command(0x00c1, 0x99, &[&[0, 1]]) }]
+            }
+            (StartupPolicy::Clear, TpmVersion::V2_0) => {
+                let startup = command(TPM_ST_NO_SESSIONS, TPM_CC_STARTUP, &[&TPM_SU_CLEAR]);
+                let mut auth = [0; PLATFORM_AUTH_SIZE];
+                getrandom::fill(&mut auth)?;
+                let [_, size] = PLATFORM_AUTH_SIZE.to_be_bytes().last_chunk().copied().unwrap_or_default();
+                let parameters: [&[u8]; 4] = [&TPM_RH_PLATFORM, &EMPTY_PASSWORD, &[0, size], &auth];
+                let close = command(TPM_ST_SESSIONS, TPM_CC_HIERARCHY_CHANGE_AUTH, &parameters);
+                vec![
+                    Step { name: "TPM2_Startup(CLEAR)", command: startup },
+                    Step { name: "TPM2_HierarchyChangeAuth(platform)", command: close },
+                ]
+            }
+        })
+    }
+
+    /// Takes note of a command that the guest is about to run.
+    pub fn guest_runs(&mut self, command: &[u8]) {
+        self.shut_down_by_guest = false;
+        self.shutdown_runs = Header::parse(command).is_some_and(|header| header.code == TPM_CC_SHUTDOWN);
+    }
+
+    /// Takes note of the response to it.
+    pub fn guest_ran(&mut self, response: &[u8]) {
+        let succeeded = Header::parse(response).is_some_and(|header| header.code == 0);
+        self.shut_down_by_guest = self.version == TpmVersion::V2_0 && self.shutdown_runs && succeeded;
+    }
+
+    /// The command to send before the TPM loses power; none if the guest has sent its own as its last.
+    ///
+    /// Without one, the TPM may take the next start for an attack on a protected secret: it counts it as a failed
+    /// authorization, and after some of them locks out (TPM 2.0 Library Part 1, dictionary attack protection).
+    #[must_use]
+    pub fn shutdown(&self) -> Option<Step> {
+        match self.version {
+            // TPM 1.2 keeps nothing that is lost: TPM_SaveState is for a resume only.
+            TpmVersion::V1_2 => None,
+            TpmVersion::V2_0 if self.shut_down_by_guest => None,
+            TpmVersion::V2_0 => {
+                let command = command(TPM_ST_NO_SESSIONS, TPM_CC_SHUTDOWN, &[&TPM_SU_CLEAR]);
+                Some(Step { name: "TPM2_Shutdown(CLEAR)", command })
+            }
+        }
+    }
+}
+
+fn command(tag: u16, code: u32, parts: &[&[u8]]) -> Vec<u8> {
+    let body = parts.concat();
+    let size = u32::try_from(crate::tpm::HEADER_SIZE.saturating_add(body.len())).unwrap_or(u32::MAX);
+    [&Header { tag, size, code }.to_bytes()[..], &body].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OK: [u8; 10] = [0x80, 1, 0, 0, 0, 10, 0, 0, 0, 0];
+
+    fn platform() -> Platform {
+        Platform::new(TpmVersion::V2_0, StartupPolicy::Clear)
+    }
+
+    fn is_whole(step: &Step) -> bool {
+        Header::of_whole(&step.command).is_some()
+    }
+
+    #[test]
+    fn startup_comes_first_and_then_the_platform_hierarchy_is_closed() {
+        let steps = platform().startup().unwrap();
+        assert!(steps.iter().all(is_whole));
+        assert_eq!(steps[0].command, [0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x44, 0, 0]);
+        let close = &steps[1].command;
+        assert_eq!(close.len(), 10 + 4 + 13 + 2 + PLATFORM_AUTH_SIZE);
+        assert_eq!(close[27..29], [0, 32]);
+    }
+
+    #[test]
+    fn each_start_closes_the_hierarchy_with_another_value() {
+        let mut platform = platform();
+        assert_ne!(platform.startup().unwrap()[1], platform.startup().unwrap()[1]);
+    }
+
+    #[test]
+    fn a_firmware_that_knows_the_device_is_left_its_work() {
+        assert!(Platform::new(TpmVersion::V2_0, StartupPolicy::None).startup().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_guest_that_shut_down_and_sent_nothing_more_is_not_repeated() {
+        let mut platform = platform();
+        let shutdown = platform.shutdown().unwrap();
+        assert!(is_whole(&shutdown));
+        platform.guest_runs(&shutdown.command);
+        platform.guest_ran(&OK);
+        assert_eq!(platform.shutdown(), None);
+    }
+
+    #[test]
+    fn a_guest_that_went_on_after_its_shutdown_is_shut_down_again() {
+        let mut platform = platform();
+        let shutdown = platform.shutdown().unwrap();
+        platform.guest_runs(&shutdown.command);
+        platform.guest_ran(&OK);
+        platform.guest_runs(&[0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 8]);
+        platform.guest_ran(&OK);
+        assert!(platform.shutdown().is_some());
+    }
+
+    #[test]
+    fn a_shutdown_that_failed_does_not_count() {
+        let mut platform = platform();
+        let shutdown = platform.shutdown().unwrap();
+        platform.guest_runs(&shutdown.command);
+        platform.guest_ran(&[0x80, 1, 0, 0, 0, 10, 0, 0, 1, 0]);
+        assert!(platform.shutdown().is_some());
+    }
+
+    #[test]
+    fn a_tpm_1_2_gets_its_own_startup() {
+        let steps = Platform::new(TpmVersion::V1_2, StartupPolicy::Clear).startup().unwrap();
+        assert_eq!(steps[0].command, [0, 0xc1, 0, 0, 0, 12, 0, 0, 0, 0x99, 0, 1]);
+    }
+}

@@ -1,0 +1,296 @@
+//! One client's session: a message in, replies out. It drives the [`Device`] and knows no sockets.
+
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use vfio_bindings::bindings::vfio::{
+    VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD,
+    VFIO_IRQ_INFO_MASKABLE,
+};
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::U32;
+
+use super::access::{self, HeldAccesses, Operation};
+use super::complaints::Complaints;
+use super::connection::Message;
+use super::device::Device;
+use super::dma::DmaTable;
+use super::irqs::Irqs;
+use super::outbox::Outbox;
+use super::refusal::Refusal;
+use super::version::{self, Agreed};
+use super::wire::{
+    self, Command, DeviceInfo, DmaMap, DmaUnmap, Header, IrqInfo, IrqSet, MAX_BODY_SIZE, MessageType, RegionAccess,
+    RegionInfo,
+};
+
+/// How the connection goes on after a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Next {
+    Continue,
+    /// There is nothing more to say to this client than what is in the outbox.
+    Close,
+}
+
+/// What the server knows of the client it serves.
+#[derive(Debug, Default)]
+pub(super) struct Session {
+    /// `None` before a successful `VERSION`.
+    agreed: Option<Agreed>,
+    irqs: Irqs,
+    dma: DmaTable,
+    held: HeldAccesses,
+    complaints: Complaints,
+}
+
+impl Session {
+    /// Serves one message. Of its descriptors those that nobody needs are closed.
+    pub(super) fn handle(&mut self, message: Message<'_>, device: &mut dyn Device, outbox: &mut Outbox) -> Next {
+        let Message { header, body, descriptors, descriptors_lost } = message;
+        let served = match header.message_type() {
+            MessageType::Command => Self::admit(body, descriptors_lost)
+                .and_then(|body| self.dispatch(&Request { header, body }, descriptors, device, outbox)),
+            MessageType::Reply => {
+                self.complaints.warn(format_args!("the client replies to a command that it was never sent; ignored"));
+                Ok(())
+            }
+            MessageType::Unknown(kind) => Err(Refusal::invalid(format!("a message has the unknown type {kind}"))),
+        };
+        descriptors.clear();
+        if let Err(refusal) = served {
+            self.complaints.warn(format_args!("command {} of the client is refused: {refusal}", header.command));
+            if !header.no_reply() {
+                outbox.push(header.error_reply(refusal.errno), &[], 0);
+            }
+        }
+        if self.agreed.is_some() { Next::Continue } else { Next::Close }
+    }
+
+    /// Asks the device for the answers that it still owes.
+    pub(super) fn resume(&mut self, device: &mut dyn Device, outbox: &mut Outbox) {
+        self.held.resume(device, outbox);
+    }
+
+    /// Ends the session; what the client had set up goes with it.
+    pub(super) fn end(self, device: &mut dyn Device) {
+        if self.agreed.is_some() {
+            device.disconnected();
+        }
+    }
+
+    /// Lets pass only messages that arrived as a whole.
+    fn admit(body: Option<&[u8]>, descriptors_lost: bool) -> Result<&[u8], Refusal> {
+        if descriptors_lost {
+            return Err(Refusal::invalid("too many descriptors came with a message"));
+        }
+        body.ok_or_else(|| {
+            Refusal::new(Errno::EMSGSIZE, format!("a body of at most {MAX_BODY_SIZE} bytes was expected"))
+        })
+    }
+
+    fn dispatch(
+        &mut self,
+        request: &Request<'_>,
+        descriptors: &mut Vec<OwnedFd>,
+        device: &mut dyn Device,
+        outbox: &mut Outbox,
+    ) -> Result<(), Refusal> {
+        let number = request.header.command.get();
+        let command = Command::from_number(number)
+            .ok_or_else(|| Refusal::unsupported(format!("there is no command {number}")))?;
+        let agreed = match (command, self.agreed) {
+            (Command::Version, None) => return self.version(request, device, outbox),
+            (Command::Version, Some(_)) => return Err(Refusal::invalid("the version is negotiated already")),
+            (_, None) => return Err(Refusal::invalid("the first command was expected to be VERSION")),
+            (_, Some(agreed)) => agreed,
+        };
+        match command {
+            Command::DmaMap => self.dma_map(request, descriptors.len(), &agreed, outbox),
+            Command::DmaUnmap => self.dma_unmap(request, outbox),
+            Command::DeviceGetInfo => Self::device_info(request, device, outbox),
+            Command::DeviceGetRegionInfo => Self::region_info(request, device, outbox),
+            Command::DeviceGetIrqInfo => Self::irq_info(request, device, outbox),
+            Command::DeviceSetIrqs => self.set_irqs(request, descriptors, device, outbox),
+            Command::RegionRead => self.region_read(request, &agreed, device, outbox),
+            Command::RegionWrite => self.region_write(request, &agreed, device, outbox),
+            Command::DeviceReset => self.reset(request, device, outbox),
+            Command::Version
+            | Command::DeviceGetRegionIoFds
+            | Command::DmaRead
+            | Command::DmaWrite
+            | Command::RegionWriteMulti
+            | Command::DeviceFeature
+            | Command::MigDataRead
+            | Command::MigDataWrite => Err(Refusal::unsupported(format!("{command:?} is not offered"))),
+        }
+    }
+
+    fn version(&mut self, request: &Request<'_>, device: &mut dyn Device, outbox: &mut Outbox) -> Result<(), Refusal> {
+        let (agreed, reply) = version::negotiate(request.body)?;
+        self.agreed = Some(agreed);
+        device.connected();
+        request.reply(&reply, outbox);
+        Ok(())
+    }
+
+    fn dma_map(
+        &mut self,
+        request: &Request<'_>,
+        descriptors: usize,
+        agreed: &Agreed,
+        outbox: &mut Outbox,
+    ) -> Result<(), Refusal> {
+        let (window, _) = wire::parse::<DmaMap>(request.body)?;
+        wire::check_argsz::<DmaMap>(window.argsz)?;
+        if descriptors > 1 {
+            return Err(Refusal::invalid(format!("a DMA window has at most one descriptor, {descriptors} came")));
+        }
+        self.dma.map(&window, agreed)?;
+        request.reply(&[], outbox);
+        Ok(())
+    }
+
+    fn dma_unmap(&mut self, request: &Request<'_>, outbox: &mut Outbox) -> Result<(), Refusal> {
+        let (window, _) = wire::parse::<DmaUnmap>(request.body)?;
+        wire::check_argsz::<DmaUnmap>(window.argsz)?;
+        self.dma.unmap(&window)?;
+        request.reply(window.as_bytes(), outbox);
+        Ok(())
+    }
+
+    fn device_info(request: &Request<'_>, device: &dyn Device, outbox: &mut Outbox) -> Result<(), Refusal> {
+        let (asked, _) = wire::parse::<DeviceInfo>(request.body)?;
+        wire::check_argsz::<DeviceInfo>(asked.argsz)?;
+        let info = device.info();
+        let reply = DeviceInfo {
+            argsz: argsz::<DeviceInfo>(),
+            flags: (VFIO_DEVICE_FLAGS_RESET | VFIO_DEVICE_FLAGS_PCI).into(),
+            num_regions: info.regions.into(),
+            num_irqs: info.irqs.into(),
+        };
+        request.reply(reply.as_bytes(), outbox);
+        Ok(())
+    }
+
+    fn region_info(request: &Request<'_>, device: &dyn Device, outbox: &mut Outbox) -> Result<(), Refusal> {
+        let (asked, _) = wire::parse::<RegionInfo>(request.body)?;
+        wire::check_argsz::<RegionInfo>(asked.argsz)?;
+        let index = asked.index.get();
+        if index >= device.info().regions {
+            return Err(Refusal::invalid(format!("there is no region {index}")));
+        }
+        let region = device.region(index);
+        let reply = RegionInfo {
+            argsz: argsz::<RegionInfo>(),
+            flags: region.flags.bits().into(),
+            index: asked.index,
+            cap_offset: 0.into(),
+            size: region.size.into(),
+            offset: 0.into(),
+        };
+        request.reply(reply.as_bytes(), outbox);
+        Ok(())
+    }
+
+    fn irq_info(request: &Request<'_>, device: &dyn Device, outbox: &mut Outbox) -> Result<(), Refusal> {
+        let (asked, _) = wire::parse::<IrqInfo>(request.body)?;
+        wire::check_argsz::<IrqInfo>(asked.argsz)?;
+        let index = asked.index.get();
+        if index >= device.info().irqs {
+            return Err(Refusal::invalid(format!("there is no interrupt index {index}")));
+        }
+        let irq = device.irq(index);
+        let mut flags = VFIO_IRQ_INFO_EVENTFD;
+        if irq.maskable {
+            flags |= VFIO_IRQ_INFO_MASKABLE;
+        }
+        if irq.automasked {
+            flags |= VFIO_IRQ_INFO_AUTOMASKED;
+        }
+        let reply =
+            IrqInfo { argsz: argsz::<IrqInfo>(), flags: flags.into(), index: asked.index, count: irq.count.into() };
+        request.reply(reply.as_bytes(), outbox);
+        Ok(())
+    }
+
+    fn set_irqs(
+        &mut self,
+        request: &Request<'_>,
+        descriptors: &mut Vec<OwnedFd>,
+        device: &dyn Device,
+        outbox: &mut Outbox,
+    ) -> Result<(), Refusal> {
+        let (set, data) = wire::parse::<IrqSet>(request.body)?;
+        if set.argsz.get() as usize != request.body.len() {
+            return Err(Refusal::invalid(format!("argsz of {} was expected, it is {}", request.body.len(), set.argsz)));
+        }
+        let index = set.index.get();
+        if index >= device.info().irqs {
+            return Err(Refusal::invalid(format!("there is no interrupt index {index}")));
+        }
+        self.irqs.set(&set, data, device.irq(index), descriptors)?;
+        request.reply(&[], outbox);
+        Ok(())
+    }
+
+    fn region_read(
+        &mut self,
+        request: &Request<'_>,
+        agreed: &Agreed,
+        device: &mut dyn Device,
+        outbox: &mut Outbox,
+    ) -> Result<(), Refusal> {
+        let (access, rest) = wire::parse::<RegionAccess>(request.body)?;
+        if !rest.is_empty() {
+            return Err(Refusal::invalid(format!("a read came with {} bytes of data", rest.len())));
+        }
+        access::check(&access, Operation::Read, agreed, device)?;
+        self.held.begin(request.header, access, Operation::Read, device, outbox);
+        Ok(())
+    }
+
+    fn region_write(
+        &mut self,
+        request: &Request<'_>,
+        agreed: &Agreed,
+        device: &mut dyn Device,
+        outbox: &mut Outbox,
+    ) -> Result<(), Refusal> {
+        let (access, data) = wire::parse::<RegionAccess>(request.body)?;
+        access::check(&access, Operation::Write(data), agreed, device)?;
+        self.held.begin(request.header, access, Operation::Write(data), device, outbox);
+        Ok(())
+    }
+
+    fn reset(&mut self, request: &Request<'_>, device: &mut dyn Device, outbox: &mut Outbox) -> Result<(), Refusal> {
+        if !request.body.is_empty() {
+            return Err(Refusal::invalid(format!("a reset came with {} bytes", request.body.len())));
+        }
+        self.held.conclude(device, outbox);
+        device.reset();
+        request.reply(&[], outbox);
+        Ok(())
+    }
+}
+
+/// A command that arrived as a whole.
+#[derive(Clone, Copy, Debug)]
+struct Request<'a> {
+    header: Header,
+    body: &'a [u8],
+}
+
+impl Request<'_> {
+    /// Says that the command is done, if that is wanted.
+    fn reply(&self, body: &[u8], outbox: &mut Outbox) {
+        if !self.header.no_reply() {
+            outbox.push(self.header.reply(), body, 0);
+        }
+    }
+}
+
+/// The size of a reply's structure, as its `argsz` says it.
+fn argsz<T>() -> U32 {
+    u32::try_from(size_of::<T>()).unwrap_or(u32::MAX).into()
+}

@@ -1,0 +1,303 @@
+//! The frames between the server and the worker, one to a message of a `SOCK_SEQPACKET` socket pair.
+//!
+//! A frame is an 8-byte header - kind, locality or flags, two zero bytes, sequence number (native-endian u32) - and a
+//! payload. Both sides are the same program on the same machine, and yet a worker that was taken over may send
+//! anything: a frame that is not exactly as described here is an error, never a guess.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use thiserror::Error;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::tpm::{BUFFER_SIZE, Locality, TpmVersion};
+
+/// Bytes in the largest frame.
+pub const MAX_FRAME: usize = size_of::<FrameHeader>() + BUFFER_SIZE;
+
+/// Most descriptors that come with a frame: cancel socket, state folder, lock.
+const MAX_DESCRIPTORS: usize = 3;
+
+const START: u8 = 0x01;
+const INITIALIZE: u8 = 0x02;
+const EXECUTE: u8 = 0x03;
+const RESET_ESTABLISHED: u8 = 0x04;
+const TERMINATE: u8 = 0x05;
+const DONE: u8 = 0x81;
+const RESPONSE: u8 = 0x82;
+const FAILED: u8 = 0x83;
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct FrameHeader {
+    kind: u8,
+    /// Locality of a request, `established` of DONE, TPM version of START.
+    detail: u8,
+    zero: [u8; 2],
+    sequence: u32,
+}
+
+/// What the server asks of the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request<'a> {
+    /// The first frame, never answered. With it come the cancel socket and, unless the TPM is ephemeral, the state
+    /// folder and its lock.
+    Start(TpmVersion),
+    /// `_TPM_Init`: power off, if on, and on again. Answered by [`Reply::Done`].
+    Initialize,
+    /// Run a command at a locality. Answered by [`Reply::Response`].
+    Execute(Locality, &'a [u8]),
+    /// Clear `tpmEstablished` from a locality. Answered by [`Reply::Done`].
+    ResetEstablished(Locality),
+    /// Power off. Answered by [`Reply::Done`].
+    Terminate,
+}
+
+/// What the worker answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply<'a> {
+    /// Done.
+    Done {
+        /// The TPM's `tpmEstablished` flag.
+        established: bool,
+    },
+    /// The TPM's response; whether it is well-formed is for the receiver to find out.
+    Response(&'a [u8]),
+    /// It could not be done; a text for the log.
+    Failed(&'a str),
+}
+
+/// A frame that is not as the protocol says.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("a frame of {length} bytes of kind {kind:#04x} does not fit the protocol")]
+pub struct FrameError {
+    /// Length received, in bytes.
+    pub length: usize,
+    /// First byte received.
+    pub kind: u8,
+}
+
+impl<'a> Request<'a> {
+    /// The request in a frame.
+    pub fn encode(self, sequence: u32, frame: &mut Vec<u8>) {
+        let (kind, detail, payload): (_, _, &[u8]) = match self {
+            Self::Start(TpmVersion::V1_2) => (START, 1, &[]),
+            Self::Start(TpmVersion::V2_0) => (START, 2, &[]),
+            Self::Initialize => (INITIALIZE, 0, &[]),
+            Self::Execute(locality, command) => (EXECUTE, locality.number(), command),
+            Self::ResetEstablished(locality) => (RESET_ESTABLISHED, locality.number(), &[]),
+            Self::Terminate => (TERMINATE, 0, &[]),
+        };
+        put(frame, kind, detail, sequence, payload);
+    }
+
+    /// The request in `frame`, with its sequence number.
+    ///
+    /// # Errors
+    /// [`FrameError`].
+    pub fn decode(frame: &'a [u8]) -> Result<(u32, Self), FrameError> {
+        let error = || FrameError { length: frame.len(), kind: frame.first().copied().unwrap_or(0) };
+        let (header, payload) = get(frame).ok_or_else(error)?;
+        let locality = || Locality::new(header.detail);
+        let request = match (header.kind, payload.is_empty()) {
+            (START, true) => match header.detail {
+                1 => Some(Self::Start(TpmVersion::V1_2)),
+                2 => Some(Self::Start(TpmVersion::V2_0)),
+                _ => None,
+            },
+            (INITIALIZE, true) => Some(Self::Initialize),
+            (EXECUTE, false) => locality().map(|locality| Self::Execute(locality, payload)),
+            (RESET_ESTABLISHED, true) => locality().map(Self::ResetEstablished),
+            (TERMINATE, true) => Some(Self::Terminate),
+            _ => None,
+        };
+        Ok((header.sequence, request.ok_or_else(error)?))
+    }
+}
+
+impl<'a> Reply<'a> {
+    /// The reply in a frame.
+    pub fn encode(self, sequence: u32, frame: &mut Vec<u8>) {
+        let (kind, detail, payload) = match self {
+            Self::Done { established } => (DONE, u8::from(established), &[][..]),
+            Self::Response(response) => (RESPONSE, 0, response),
+            Self::Failed(text) => (FAILED, 0, text.as_bytes()),
+        };
+        put(frame, kind, detail, sequence, payload);
+    }
+
+    /// The reply in `frame`, with its sequence number.
+    ///
+    /// # Errors
+    /// [`FrameError`].
+    pub fn decode(frame: &'a [u8]) -> Result<(u32, Self), FrameError> {
+        let error = || FrameError { length: frame.len(), kind: frame.first().copied().unwrap_or(0) };
+        let (header, payload) = get(frame).ok_or_else(error)?;
+        let reply = match (header.kind, header.detail, payload.is_empty()) {
+            (DONE, established @ (0 | 1), true) => Some(Self::Done { established: established == 1 }),
+            (RESPONSE, 0, false) => Some(Self::Response(payload)),
+            (FAILED, 0, _) => std::str::from_utf8(payload).ok().map(Self::Failed),
+            _ => None,
+        };
+        Ok((header.sequence, reply.ok_or_else(error)?))
+    }
+}
+
+/// Longer payloads are cut: only a text can be too long, since commands and responses never exceed the buffer.
+fn put(frame: &mut Vec<u8>, kind: u8, detail: u8, sequence: u32, payload: &[u8]) {
+    frame.clear();
+    frame.extend_from_slice(FrameHeader { kind, detail, zero: [0; 2], sequence }.as_bytes());
+    frame.extend(payload.iter().take(BUFFER_SIZE));
+}
+
+fn get(frame: &[u8]) -> Option<(FrameHeader, &[u8])> {
+    let (header, payload) = FrameHeader::read_from_prefix(frame).ok()?;
+    (header.zero == [0; 2] && payload.len() <= BUFFER_SIZE).then_some((header, payload))
+}
+
+/// Sends one frame with the descriptors that go with it.
+///
+/// # Errors
+/// Those of `sendmsg(2)`; `EAGAIN` if the socket does not block and has no room.
+pub fn send(socket: BorrowedFd<'_>, frame: &[u8], descriptors: &[BorrowedFd<'_>]) -> nix::Result<()> {
+    let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
+    loop {
+        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(frame)], control, MsgFlags::MSG_NOSIGNAL, None) {
+            Err(Errno::EINTR) => {}
+            sent => return sent.map(drop),
+        }
+    }
+}
+
+/// Receives one frame into `buffer` and the descriptors that came with it. An empty frame is the end of the stream.
+///
+/// # Errors
+/// Those of `recvmsg(2)`; `EAGAIN` if the socket does not block and nothing is there; `EMSGSIZE` for a frame that is
+/// larger than `buffer` or brings more descriptors than any frame has.
+pub fn receive<'a>(socket: BorrowedFd<'_>, buffer: &'a mut [u8]) -> nix::Result<(&'a [u8], Vec<OwnedFd>)> {
+    let mut space = nix::cmsg_space!([std::os::fd::RawFd; MAX_DESCRIPTORS]);
+    let mut vectors = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = loop {
+        match recvmsg::<()>(socket.as_raw_fd(), &mut vectors, Some(&mut space), flags) {
+            Err(Errno::EINTR) => {}
+            received => break received?,
+        }
+    };
+    let mut descriptors = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(rights) = control {
+            for fd in rights {
+                // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
+                #[expect(unsafe_code, reason = "received descriptors come as plain numbers")]
+                descriptors.push(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+    }
+    let (length, truncated) = (message.bytes, message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC));
+    let frame = buffer.get(..length).filter(|_| !truncated).ok_or(Errno::EMSGSIZE)?;
+    Ok((frame, descriptors))
+}
+
+/// A connected pair of frame sockets, close-on-exec.
+///
+/// # Errors
+/// Those of `socketpair(2)`.
+pub fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
+}
+
+/// The message on the cancel socket: the sequence number of the command to cancel.
+pub fn send_cancel(socket: impl AsFd, sequence: u32) -> nix::Result<()> {
+    send(socket.as_fd(), &sequence.to_ne_bytes(), &[])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn requests() -> Vec<Request<'static>> {
+        vec![
+            Request::Start(TpmVersion::V1_2),
+            Request::Start(TpmVersion::V2_0),
+            Request::Initialize,
+            Request::Execute(Locality::FOUR, &[7; BUFFER_SIZE]),
+            Request::ResetEstablished(Locality::ZERO),
+            Request::Terminate,
+        ]
+    }
+
+    #[test]
+    fn every_request_arrives_as_it_was_sent() {
+        let mut frame = Vec::new();
+        for request in requests() {
+            request.encode(77, &mut frame);
+            assert_eq!(Request::decode(&frame), Ok((77, request)));
+        }
+    }
+
+    #[test]
+    fn every_reply_arrives_as_it_was_sent() {
+        let mut frame = Vec::new();
+        for reply in [
+            Reply::Done { established: true },
+            Reply::Done { established: false },
+            Reply::Response(&[1; BUFFER_SIZE]),
+            Reply::Failed("no state"),
+        ] {
+            reply.encode(u32::MAX, &mut frame);
+            assert_eq!(Reply::decode(&frame), Ok((u32::MAX, reply)));
+        }
+    }
+
+    #[test]
+    fn a_locality_above_4_is_refused() {
+        let mut frame = Vec::new();
+        Request::Execute(Locality::ZERO, &[0; 10]).encode(1, &mut frame);
+        frame[1] = 5;
+        assert!(Request::decode(&frame).is_err());
+    }
+
+    #[test]
+    fn a_frame_and_its_descriptors_cross_the_socket_together() {
+        let (a, b) = socket_pair().unwrap();
+        let (extra, _) = socket_pair().unwrap();
+        send(a.as_fd(), b"frame", &[extra.as_fd(), a.as_fd()]).unwrap();
+        let mut buffer = [0; MAX_FRAME];
+        let (frame, descriptors) = receive(b.as_fd(), &mut buffer).unwrap();
+        assert_eq!((frame, descriptors.len()), (&b"frame"[..], 2));
+    }
+
+    #[test]
+    fn a_frame_larger_than_any_is_refused() {
+        let (a, b) = socket_pair().unwrap();
+        send(a.as_fd(), &[0; MAX_FRAME + 1], &[]).unwrap();
+        assert_eq!(receive(b.as_fd(), &mut [0; MAX_FRAME]).unwrap_err(), Errno::EMSGSIZE);
+    }
+
+    #[test]
+    fn the_end_of_the_stream_is_an_empty_frame() {
+        let (a, b) = socket_pair().unwrap();
+        drop(a);
+        assert!(receive(b.as_fd(), &mut [0; MAX_FRAME]).unwrap().0.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_decoded_or_refused_and_never_larger_than_the_buffer(frame in prop::collection::vec(any::<u8>(), 0..5000)) {
+            if let Ok((_, Request::Execute(_, command))) = Request::decode(&frame) {
+                prop_assert!(!command.is_empty() && command.len() <= BUFFER_SIZE);
+            }
+            if let Ok((_, Reply::Response(response))) = Reply::decode(&frame) {
+                prop_assert!(!response.is_empty() && response.len() <= BUFFER_SIZE);
+            }
+        }
+    }
+}

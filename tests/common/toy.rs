@@ -1,0 +1,160 @@
+//! A device that is only memory, with a region that answers when the test says so.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use mio::{Registry, Waker};
+use vfio_user_tpm::vfio_user::{
+    Answer, DEVICE_TOKEN, Device, DeviceFailure, DeviceInfo, Irq, Region, RegionFlags, Ticket,
+};
+
+/// Readable and writable memory.
+pub const RAM: u32 = 0;
+/// Accesses wait for [`Control::release`]; reads then give 0xa5.
+pub const SLOW: u32 = 1;
+/// Memory that can only be read.
+pub const READ_ONLY: u32 = 2;
+/// Memory that can only be written.
+pub const WRITE_ONLY: u32 = 3;
+
+pub const REGIONS: u32 = 9;
+pub const IRQS: u32 = 5;
+
+/// Above the largest transfer.
+pub const RAM_SIZE: usize = 2 << 20;
+pub const SMALL_SIZE: u64 = 8192;
+
+/// What the test sees and says.
+#[derive(Debug, Default)]
+pub struct State {
+    pub connected: u32,
+    pub disconnected: u32,
+    pub resets: u32,
+    pub begun: u64,
+    pub concluded: u64,
+    pub released: bool,
+    pub failure: Option<&'static str>,
+    pub stop_asked: bool,
+    pub stop_blocked: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Control {
+    state: Arc<Mutex<State>>,
+    waker: Arc<Waker>,
+}
+
+impl Control {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Changes the state, and wakes the device.
+    pub fn tell(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.waker.wake().unwrap();
+    }
+
+    /// Lets the accesses to [`SLOW`] go on, also later ones.
+    pub fn release(&self) {
+        self.tell(|state| state.released = true);
+    }
+}
+
+#[derive(Debug)]
+pub struct ToyDevice {
+    control: Control,
+    ram: Vec<u8>,
+}
+
+impl ToyDevice {
+    pub fn new(registry: &Registry) -> (Self, Control) {
+        let waker = Arc::new(Waker::new(registry, DEVICE_TOKEN).unwrap());
+        let control = Control { state: Arc::default(), waker };
+        (Self { control: control.clone(), ram: vec![0; RAM_SIZE] }, control)
+    }
+
+    fn begin(&self) -> Answer {
+        let mut state = self.control.state();
+        state.begun += 1;
+        Answer::Later(Ticket(state.begun))
+    }
+}
+
+impl Device for ToyDevice {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo { regions: REGIONS, irqs: IRQS }
+    }
+
+    fn region(&self, index: u32) -> Region {
+        match index {
+            RAM => Region { size: RAM_SIZE as u64, flags: RegionFlags::all() },
+            SLOW => Region { size: SMALL_SIZE, flags: RegionFlags::all() },
+            READ_ONLY => Region { size: SMALL_SIZE, flags: RegionFlags::READ },
+            WRITE_ONLY => Region { size: SMALL_SIZE, flags: RegionFlags::WRITE },
+            _ => Region::NONE,
+        }
+    }
+
+    fn irq(&self, index: u32) -> Irq {
+        let (count, line) = match index {
+            0 => (1, true),
+            1 => (4, false),
+            3 => (1, false),
+            _ => (0, false),
+        };
+        Irq { count, maskable: line, automasked: line }
+    }
+
+    fn read(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Answer {
+        if index == SLOW {
+            return self.begin();
+        }
+        let offset = usize::try_from(offset).unwrap();
+        data.copy_from_slice(&self.ram[offset..offset + data.len()]);
+        Answer::Now
+    }
+
+    fn write(&mut self, index: u32, offset: u64, data: &[u8]) -> Answer {
+        if index == SLOW {
+            return self.begin();
+        }
+        let offset = usize::try_from(offset).unwrap();
+        self.ram[offset..offset + data.len()].copy_from_slice(data);
+        Answer::Now
+    }
+
+    fn resume(&mut self, ticket: Ticket, data: &mut [u8], must_answer: bool) -> Answer {
+        let mut state = self.control.state();
+        if !state.released && !must_answer {
+            return Answer::Later(ticket);
+        }
+        state.concluded += 1;
+        data.fill(0xa5);
+        Answer::Now
+    }
+
+    fn reset(&mut self) {
+        self.ram.fill(0);
+        self.control.state().resets += 1;
+    }
+
+    fn connected(&mut self) {
+        self.control.state().connected += 1;
+    }
+
+    fn disconnected(&mut self) {
+        self.control.state().disconnected += 1;
+    }
+
+    fn stop(&mut self) {
+        self.control.state().stop_asked = true;
+    }
+
+    fn stopped(&self) -> bool {
+        !self.control.state().stop_blocked
+    }
+
+    fn take_failure(&mut self) -> Option<DeviceFailure> {
+        self.control.state().failure.take().map(Into::into)
+    }
+}

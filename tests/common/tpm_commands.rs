@@ -1,0 +1,147 @@
+//! TPM 2.0 commands as bytes, for tests, after TPM 2.0 Library Part 3.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses some of them")]
+
+/// A command without sessions.
+pub fn plain(code: u32, parameters: &[u8]) -> Vec<u8> {
+    command(0x8001, code, parameters)
+}
+
+/// A command on one handle, authorized by an empty password.
+pub fn with_password(code: u32, handles: &[u32], parameters: &[u8]) -> Vec<u8> {
+    let mut body: Vec<u8> = handles.iter().flat_map(|handle| handle.to_be_bytes()).collect();
+    body.extend([0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0]);
+    body.extend(parameters);
+    command(0x8002, code, &body)
+}
+
+fn command(tag: u16, code: u32, body: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(10 + body.len()).unwrap();
+    [&tag.to_be_bytes()[..], &size.to_be_bytes(), &code.to_be_bytes(), body].concat()
+}
+
+/// The response code of a response.
+pub fn code_of(response: &[u8]) -> u32 {
+    assert!(response.len() >= 10, "a response has a header: {response:02x?}");
+    assert_eq!(u32_at(response, 2) as usize, response.len(), "a response has the size it says");
+    u32_at(response, 6)
+}
+
+pub fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    u32::from_be_bytes(*bytes[offset..].first_chunk().unwrap())
+}
+
+pub const RC_SUCCESS: u32 = 0;
+pub const RC_FAILURE: u32 = 0x101;
+pub const RC_COMMAND_SIZE: u32 = 0x142;
+pub const RC_CANCELED: u32 = 0x909;
+pub const RC_LOCKOUT: u32 = 0x921;
+/// Bad authorization, first session.
+pub const RC_BAD_AUTH: u32 = 0x9a2;
+pub const RC_LOCALITY: u32 = 0x907;
+
+const RH_OWNER: u32 = 0x4000_0001;
+const RH_PLATFORM: u32 = 0x4000_000c;
+
+pub fn startup_clear() -> Vec<u8> {
+    plain(0x144, &[0, 0])
+}
+
+pub fn get_random(count: u16) -> Vec<u8> {
+    plain(0x17b, &count.to_be_bytes())
+}
+
+/// `TPM2_PCR_Extend` of one SHA-256 digest.
+pub fn pcr_extend(pcr: u32, digest: [u8; 32]) -> Vec<u8> {
+    with_password(0x182, &[pcr], &[&[0, 0, 0, 1, 0, 0x0b][..], &digest].concat())
+}
+
+/// `TPM2_PCR_Read` of one PCR of the SHA-256 bank; the digest is the last 32 bytes of the response.
+pub fn pcr_read(pcr: u32) -> Vec<u8> {
+    let mut select = [0; 3];
+    select[pcr as usize / 8] = 1 << (pcr % 8);
+    plain(0x17e, &[&[0, 0, 0, 1, 0, 0x0b, 3][..], &select].concat())
+}
+
+pub fn digest_of(pcr_read_response: &[u8]) -> [u8; 32] {
+    assert_eq!(code_of(pcr_read_response), RC_SUCCESS);
+    *pcr_read_response.last_chunk().unwrap()
+}
+
+/// `TPM2_Clear` with platform authorization.
+pub fn clear_by_platform() -> Vec<u8> {
+    with_password(0x126, &[RH_PLATFORM], &[])
+}
+
+/// `TPM2_NV_DefineSpace` of an ordinary index that its owner writes and reads.
+pub fn nv_define(index: u32, size: u16) -> Vec<u8> {
+    // TPMA_NV_OWNERWRITE | TPMA_NV_OWNERREAD | TPMA_NV_AUTHREAD | TPMA_NV_AUTHWRITE | TPMA_NV_NO_DA
+    let attributes: u32 = 0x2 | 0x2_0000 | 0x4 | 0x4_0000 | 0x200_0000;
+    let mut parameters = vec![0, 0, 0, 14];
+    parameters.extend(index.to_be_bytes());
+    parameters.extend([0, 0x0b]);
+    parameters.extend(attributes.to_be_bytes());
+    parameters.extend([0, 0]);
+    parameters.extend(size.to_be_bytes());
+    with_password(0x12a, &[RH_OWNER], &parameters)
+}
+
+pub fn nv_write(index: u32, data: &[u8]) -> Vec<u8> {
+    let size = u16::try_from(data.len()).unwrap().to_be_bytes();
+    with_password(0x137, &[RH_OWNER, index], &[&size[..], data, &[0, 0]].concat())
+}
+
+pub fn nv_read(index: u32, size: u16) -> Vec<u8> {
+    with_password(0x14e, &[RH_OWNER, index], &[&size.to_be_bytes()[..], &[0, 0]].concat())
+}
+
+/// The data of a response to [`nv_read`].
+pub fn nv_data(response: &[u8]) -> Vec<u8> {
+    assert_eq!(code_of(response), RC_SUCCESS);
+    let size = u16::from_be_bytes([response[14], response[15]]) as usize;
+    response[16..16 + size].to_vec()
+}
+
+/// `TPM2_CreatePrimary` of an RSA signing key of this many bits, never the same twice: a long command.
+pub fn create_primary_rsa(bits: u16, unique: u8) -> Vec<u8> {
+    // TPMT_PUBLIC: RSA, SHA-256, fixedTPM | fixedParent | sensitiveDataOrigin | userWithAuth | sign, no policy,
+    // no symmetric algorithm, no scheme, exponent 0, unique.
+    let mut public = vec![0, 1, 0, 0x0b, 0, 4, 0, 0x72, 0, 0, 0, 0x10, 0, 0x10];
+    public.extend(bits.to_be_bytes());
+    public.extend([0, 0, 0, 0, 0, 1, unique]);
+    let mut parameters = vec![0, 4, 0, 0, 0, 0];
+    parameters.extend(u16::try_from(public.len()).unwrap().to_be_bytes());
+    parameters.extend(public);
+    parameters.extend([0, 0, 0, 0, 0, 0]);
+    with_password(0x131, &[RH_OWNER], &parameters)
+}
+
+/// `TPM2_ReadClock`.
+pub fn read_clock() -> Vec<u8> {
+    plain(0x181, &[])
+}
+
+/// resetCount in the response to [`read_clock`]: behind time (8 bytes) and clock (8 bytes).
+pub fn reset_count(response: &[u8]) -> u32 {
+    assert_eq!(code_of(response), RC_SUCCESS);
+    u32_at(response, 10 + 16)
+}
+
+/// `TPM2_FlushContext`.
+pub fn flush(handle: u32) -> Vec<u8> {
+    plain(0x165, &handle.to_be_bytes())
+}
+
+/// `TPM2_GetCapability` of one TPM property.
+pub fn get_property(property: u32) -> Vec<u8> {
+    plain(0x17a, &[&[0, 0, 0, 6][..], &property.to_be_bytes(), &[0, 0, 0, 1]].concat())
+}
+
+/// The value in the response to [`get_property`].
+pub fn property_value(response: &[u8]) -> u32 {
+    assert_eq!(code_of(response), RC_SUCCESS);
+    u32_at(response, 23)
+}
+
+/// `TPM_PT_LOCKOUT_COUNTER`.
+pub const PT_LOCKOUT_COUNTER: u32 = 0x20e;
