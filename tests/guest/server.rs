@@ -1,0 +1,134 @@
+//! The server, as the built program.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::process::{Process, tail, until};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A running `vfio-user-tpm`, with its socket and its description in a folder of its own. It is killed when this is dropped;
+/// if a test panics, the end of its log is printed.
+pub(crate) struct Server {
+    process: Process,
+    dir: TempDir,
+}
+
+impl Server {
+    /// Starts a server with an ephemeral TPM and waits until it listens.
+    #[track_caller]
+    pub(crate) fn start() -> Self {
+        Self::with_args(&[])
+    }
+
+    /// Starts a server that keeps its TPM in `state_dir`, and waits until it listens.
+    #[track_caller]
+    pub(crate) fn with_state(state_dir: &Path) -> Self {
+        Self::with_args(&["--state-dir".into(), state_dir.into()])
+    }
+
+    /// Starts a server with more arguments, and waits until it listens.
+    #[track_caller]
+    pub(crate) fn with_args(args: &[OsString]) -> Self {
+        let dir = tempfile::Builder::new().prefix("tpm-").tempdir().expect("temporary folder");
+        let in_dir = |option: &str, name| {
+            let mut argument = OsString::from(option);
+            argument.push(dir.path().join(name));
+            argument
+        };
+        let own = [in_dir("--socket-path=", "socket"), in_dir("--description=", "description")];
+        let process = Process::start(
+            Path::new(env!("CARGO_BIN_EXE_vfio-user-tpm")),
+            own.iter().chain(args),
+            dir.path().join("log"),
+        );
+        let mut server = Self { process, dir };
+        let listens = until(DEADLINE, || {
+            if let Some(status) = server.process.exit_status() {
+                panic!("the server ended at start ({status})");
+            }
+            is_listening(&server.socket()).then_some(())
+        });
+        assert!(listens.is_some(), "the server does not listen");
+        server
+    }
+
+    /// The socket it serves.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    /// The arguments with which QEMU attaches the device, made of the files that the server has written.
+    #[track_caller]
+    pub(crate) fn qemu_args(&self) -> Vec<OsString> {
+        let description = self.dir.path().join("description");
+        let device = std::fs::read_to_string(description.join("qemu-device.json"))
+            .expect("--description has written qemu-device.json before the server listens");
+        let table = |name| OsString::from(format!("file={}", description.join(name).display()));
+        vec![
+            "-device".into(),
+            device.trim().into(),
+            "-acpitable".into(),
+            table("ssdt.aml"),
+            "-acpitable".into(),
+            table("tpm2.aml"),
+            "-global".into(),
+            "ICH9-LPC.disable_s3=1".into(),
+        ]
+    }
+
+    /// What the server has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.process.output()
+    }
+
+    /// The process in which the TPM runs; `None` while there is none.
+    pub(crate) fn engine(&self) -> Option<Pid> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.pid())).ok()?;
+        tasks
+            .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok())
+            .find_map(|children| children.split_whitespace().next()?.parse().ok())
+            .map(Pid::from_raw)
+    }
+
+    /// Kills the process in which the TPM runs, as a crash would.
+    #[track_caller]
+    pub(crate) fn kill_engine(&self) {
+        let engine = self.engine().expect("the server has an engine process");
+        signal::kill(engine, Signal::SIGKILL).expect("the engine can be killed");
+        let gone = until(DEADLINE, || (self.engine() != Some(engine)).then_some(()));
+        assert!(gone.is_some(), "the server does not wait for its dead engine");
+    }
+
+    /// Asks the server to end and waits until it has.
+    #[track_caller]
+    pub(crate) fn terminate(mut self) -> ExitStatus {
+        self.process.signal(Signal::SIGTERM);
+        self.process.wait(DEADLINE).expect("the server ends after SIGTERM")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the server's log, last lines:\n{}\n---", tail(&self.log(), 60));
+        }
+    }
+}
+
+/// Whether somebody listens on `socket`. Asked of the kernel, since a connection would be a client for the server.
+fn is_listening(socket: &Path) -> bool {
+    // Num RefCount Protocol Flags Type St Inode Path; __SO_ACCEPTCON in the flags means: listens.
+    const ACCEPTCON: &str = "00010000";
+    let sockets = std::fs::read_to_string("/proc/net/unix").expect("/proc/net/unix");
+    sockets.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.get(3) == Some(&ACCEPTCON) && fields.get(7).is_some_and(|path| Path::new(path) == socket)
+    })
+}

@@ -1,0 +1,250 @@
+//! A guest in QEMU.
+
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use tempfile::TempDir;
+
+use super::channel::Channel;
+pub(crate) use super::channel::Output;
+use super::kernel_log::KernelMessage;
+use super::kit::kit;
+use super::process::{Process, tail, until};
+use super::qmp::Qmp;
+
+const BOOT_DEADLINE: Duration = Duration::from_secs(180);
+const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
+
+/// The firmware that starts the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Firmware {
+    /// QEMU's default.
+    SeaBios,
+    /// UEFI, with variables that are forgotten with the guest.
+    Ovmf,
+}
+
+/// What a guest is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct GuestConfig {
+    /// QEMU's `-machine`.
+    pub(crate) machine: String,
+    pub(crate) firmware: Firmware,
+    /// Memory in MiB.
+    pub(crate) memory: u32,
+    /// Number of processors.
+    pub(crate) cpus: u32,
+    /// More arguments for QEMU: the TPM, above all.
+    pub(crate) qemu_args: Vec<OsString>,
+    /// More words for the kernel's command line.
+    pub(crate) append: String,
+}
+
+impl Default for GuestConfig {
+    fn default() -> Self {
+        Self {
+            machine: "q35".into(),
+            firmware: Firmware::SeaBios,
+            memory: 512,
+            cpus: 1,
+            qemu_args: Vec::new(),
+            append: String::new(),
+        }
+    }
+}
+
+impl GuestConfig {
+    fn arguments(&self, kit: &Path, dir: &Path) -> Vec<OsString> {
+        let socket = |name: &str| format!("socket,id={name},path={}", dir.join(name).display());
+        let mut args: Vec<OsString> = [
+            // Without KVM, since a machine's /dev/kvm may open and yet run no guest.
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-machine",
+            &self.machine,
+            "-m",
+            &self.memory.to_string(),
+            "-smp",
+            &self.cpus.to_string(),
+            "-serial",
+            &format!("file:{}", dir.join("console").display()),
+            "-chardev",
+            &socket("channel"),
+            "-serial",
+            "chardev:channel",
+            "-qmp",
+            &format!("unix:{}", dir.join("qmp").display()),
+            // iomem=relaxed: tests reach for the device's registers through /dev/mem.
+            "-append",
+            &format!("console=ttyS0 panic=-1 iomem=relaxed {}", self.append),
+        ]
+        .map(OsString::from)
+        .into();
+        args.extend(["-kernel".into(), kit.join("vmlinuz").into()]);
+        args.extend(["-initrd".into(), kit.join("initramfs.cpio").into()]);
+        if self.firmware == Firmware::Ovmf {
+            let vars = dir.join("vars.fd");
+            std::fs::copy(kit.join("OVMF_VARS.fd"), &vars).expect("copy of the firmware's variables");
+            for (file, mode) in [(kit.join("OVMF_CODE.fd"), "readonly=on,"), (vars, "")] {
+                let drive = format!("if=pflash,format=raw,{mode}file={}", file.display());
+                args.extend(["-drive".into(), drive.into()]);
+            }
+        }
+        args.extend(self.qemu_args.iter().cloned());
+        args
+    }
+}
+
+/// A running guest. QEMU is killed when this is dropped; if a test panics, the ends of the guest's console and of QEMU's
+/// own output are printed.
+pub(crate) struct Guest {
+    qemu: Process,
+    channel: Channel,
+    qmp: Qmp,
+    dir: TempDir,
+    _slot: Slot,
+}
+
+impl Guest {
+    /// Boots a guest and waits until it takes commands.
+    #[track_caller]
+    pub(crate) fn boot(config: &GuestConfig) -> Self {
+        let kit = kit();
+        let slot = Slot::take();
+        let dir = tempfile::Builder::new().prefix("guest-").tempdir().expect("temporary folder");
+        // QEMU connects to us, so there is nothing to wait for.
+        let listen = |name| UnixListener::bind(dir.path().join(name)).expect("socket in the temporary folder");
+        let (channel, qmp) = (listen("channel"), listen("qmp"));
+        let mut qemu = Process::start(
+            &kit.join("qemu-system-x86_64"),
+            config.arguments(kit, dir.path()),
+            dir.path().join("qemu-output"),
+        );
+        let channel = Channel::new(accept(&channel, &mut qemu));
+        let qmp = Qmp::new(accept(&qmp, &mut qemu)).unwrap_or_else(|e| panic!("{e}; QEMU said: {}", qemu.output()));
+        let mut guest = Self { qemu, channel, qmp, dir, _slot: slot };
+        guest.wait_for_boot();
+        guest
+    }
+
+    /// Runs a shell script in the guest (root, busybox, tpm2-tools).
+    #[track_caller]
+    pub(crate) fn run(&mut self, script: &str) -> Output {
+        match self.channel.run(script, COMMAND_DEADLINE) {
+            Ok(output) => output,
+            Err(error) => panic!("in the guest, {script:?}: {error}"),
+        }
+    }
+
+    /// Runs a shell script that must succeed, and returns what it wrote to standard output.
+    #[track_caller]
+    pub(crate) fn check(&mut self, script: &str) -> String {
+        let Output { status, stdout, stderr } = self.run(script);
+        assert_eq!(status, 0, "in the guest, {script:?} failed\nstdout: {stdout}\nstderr: {stderr}");
+        stdout
+    }
+
+    /// Reboots from inside, as a user would, and waits until the guest takes commands again.
+    #[track_caller]
+    pub(crate) fn reboot(&mut self) {
+        self.channel.send("reboot -f").expect("channel");
+        self.wait_for_boot();
+    }
+
+    /// Pushes the machine's reset button and waits until the guest takes commands again.
+    #[track_caller]
+    pub(crate) fn system_reset(&mut self) {
+        self.press_reset();
+        self.wait_for_boot();
+    }
+
+    /// Pushes the machine's reset button, and does not wait for the boot that follows.
+    #[track_caller]
+    pub(crate) fn press_reset(&mut self) {
+        self.qmp.system_reset().unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    /// Waits until a boot that was begun takes commands.
+    #[track_caller]
+    pub(crate) fn wait_for_boot(&mut self) {
+        if let Err(error) = self.channel.wait_for_hello(BOOT_DEADLINE) {
+            panic!("the guest does not come up: {error}");
+        }
+    }
+
+    /// The kernel's log of this boot.
+    #[track_caller]
+    pub(crate) fn kernel_log(&mut self) -> Vec<KernelMessage> {
+        KernelMessage::parse_all(&self.check("dmesg -r"))
+    }
+
+    /// All that the guest's kernel and firmware have written to the first serial port, over all boots.
+    pub(crate) fn console(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.dir.path().join("console")).unwrap_or_default()).into_owned()
+    }
+
+    /// Ends the guest as `quit` in QEMU's monitor does. QEMU must not have printed anything: no warning about the device.
+    #[track_caller]
+    pub(crate) fn quit(mut self) {
+        self.qmp.execute("quit").expect("quit");
+        let status = self.qemu.wait(COMMAND_DEADLINE).expect("QEMU ends after quit");
+        assert!(status.success(), "QEMU ended with {status}");
+        assert_eq!(self.qemu.output(), "", "QEMU has something to say");
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the guest's console, last lines:\n{}", tail(&self.console(), 60));
+            eprintln!("--- QEMU's output:\n{}\n---", self.qemu.output());
+        }
+    }
+}
+
+/// QEMU's connection to `listener`.
+#[track_caller]
+fn accept(listener: &UnixListener, qemu: &mut Process) -> UnixStream {
+    let ready = until(BOOT_DEADLINE, || {
+        if let Some(status) = qemu.exit_status() {
+            panic!("QEMU ended at start ({status}): {}", qemu.output());
+        }
+        let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+        (nix::poll::poll(&mut fds, PollTimeout::from(100_u8)) == Ok(1)).then_some(())
+    });
+    assert!(ready.is_some(), "QEMU does not connect: {}", qemu.output());
+    listener.accept().expect("accept").0
+}
+
+/// The right to run a guest: a guest keeps a processor busy, and more than two at once only make all of them slow.
+struct Slot;
+
+static FREE_SLOTS: Mutex<u32> = Mutex::new(2);
+static SLOT_FREED: Condvar = Condvar::new();
+
+impl Slot {
+    fn take() -> Self {
+        let free: MutexGuard<'_, u32> = FREE_SLOTS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = SLOT_FREED.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
+        *free -= 1;
+        Self
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        *FREE_SLOTS.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        SLOT_FREED.notify_one();
+    }
+}
