@@ -191,8 +191,28 @@ impl Server {
         if !client.ready {
             return;
         }
-        if let Err(reason) = client.serve(device) {
-            log::info!("{reason}");
+        match client.serve(device) {
+            Ok(()) => self.follow_outbox(device),
+            Err(reason) => {
+                log::info!("{reason}");
+                self.disconnect(device);
+            }
+        }
+    }
+
+    /// Has the loop woken by room to send only while something waits for it: otherwise each reply that the client takes
+    /// would wake the loop for nothing, and cost as much as an access.
+    fn follow_outbox(&mut self, device: &mut dyn Device) {
+        let Some(client) = &mut self.client else { return };
+        let waiting = !client.outbox.is_empty();
+        if waiting == client.awaits_room {
+            return;
+        }
+        client.awaits_room = waiting;
+        let interest = if waiting { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        let descriptor = client.connection.socket().as_raw_fd();
+        if let Err(error) = self.poll.registry().reregister(&mut SourceFd(&descriptor), CLIENT, interest) {
+            log::warn!("the client is disconnected: its socket cannot be watched: {error}");
             self.disconnect(device);
         }
     }
@@ -240,7 +260,7 @@ impl Server {
     }
 
     fn adopt(&mut self, socket: UnixStream) -> io::Result<()> {
-        self.watch(socket.as_raw_fd(), CLIENT, Interest::READABLE | Interest::WRITABLE)?;
+        self.watch(socket.as_raw_fd(), CLIENT, Interest::READABLE)?;
         log::info!("a client has connected");
         self.client = Some(Client::new(socket));
         Ok(())
@@ -275,6 +295,8 @@ struct Client {
     ready: bool,
     /// It has closed its side; what it sent before is still served.
     leaving: bool,
+    /// The loop is woken by room to send.
+    awaits_room: bool,
 }
 
 /// Why a client is served no longer.
@@ -298,6 +320,7 @@ impl Client {
             outbox: Outbox::default(),
             ready: true,
             leaving: false,
+            awaits_room: false,
         }
     }
 
