@@ -1,5 +1,6 @@
 //! What a trapped register read costs over the socket, against a bare ping-pong of messages of the same sizes between
-//! two processes. Both are measured in turns within one run, so that a noisy machine disturbs both alike.
+//! two processes. Both are measured in turns within one run, so that a noisy machine disturbs both alike, and with both
+//! sides on one CPU and on two: waking a CPU that sleeps costs more than everything else.
 //!
 //! `cargo bench --bench trapped_read`
 
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 use common::raw_client::{REGION_READ, RawClient, access, message};
 use common::server::Server;
 use common::tis::{BAR0, STS};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 
 const ROUNDS: usize = 40;
 const ACCESSES: u32 = 2000;
@@ -38,18 +41,34 @@ fn main() {
         .spawn()
         .expect("the echo process starts");
 
-    let (mut device_times, mut bare_times) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        device_times.push(round(&mut device));
-        bare_times.push(round(&mut bare));
+    for (name, cpu) in [("one CPU", 0), ("two CPUs", 1)] {
+        place(Pid::from_raw(0), 0);
+        place(server.pid(), cpu);
+        place(Pid::from_raw(partner.id().try_into().expect("a process id")), cpu);
+        let (mut device_times, mut bare_times) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            device_times.push(round(&mut device));
+            bare_times.push(round(&mut bare));
+        }
+        let (device, bare) = (median(&mut device_times), median(&mut bare_times));
+        println!(
+            "{name:8}  trapped read {:7.2} µs  bare ping-pong {:7.2} µs  ratio {:.2}",
+            device.as_secs_f64() * 1e6,
+            bare.as_secs_f64() * 1e6,
+            device.as_secs_f64() / bare.as_secs_f64()
+        );
     }
     drop(bare);
     partner.wait().expect("the echo process ends");
+}
 
-    let (device, bare) = (median(&mut device_times), median(&mut bare_times));
-    println!("trapped read     {:>8.2} µs", device.as_secs_f64() * 1e6);
-    println!("bare ping-pong   {:>8.2} µs", bare.as_secs_f64() * 1e6);
-    println!("ratio            {:>8.2}", device.as_secs_f64() / bare.as_secs_f64());
+/// Puts a process on one CPU; 0 is this one.
+fn place(process: Pid, cpu: usize) {
+    let mut set = CpuSet::new();
+    set.set(cpu).expect("a CPU's number");
+    if let Err(errno) = sched_setaffinity(process, &set) {
+        println!("there is no CPU {cpu} to be had: {errno}");
+    }
 }
 
 /// Time of one access, on average over a round.
