@@ -220,16 +220,6 @@ fn localities_reach_the_tpm() {
 }
 
 #[test]
-fn a_hundred_abrupt_resets_do_not_lock_out() {
-    let mut tpm = Tpm::start(None);
-    for _ in 0..100 {
-        tpm.ok(&get_random(1));
-        tpm.reset();
-    }
-    assert_eq!(property_value(&tpm.ok(&get_property(PT_LOCKOUT_COUNTER))), 0);
-}
-
-#[test]
 fn a_damaged_state_is_refused_and_left_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     Tpm::start(Some(folder.path())).stop();

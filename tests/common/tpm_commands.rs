@@ -35,7 +35,7 @@ pub const RC_SUCCESS: u32 = 0;
 pub const RC_FAILURE: u32 = 0x101;
 pub const RC_COMMAND_SIZE: u32 = 0x142;
 pub const RC_CANCELED: u32 = 0x909;
-pub const RC_LOCKOUT: u32 = 0x921;
+pub const RC_RETRY: u32 = 0x922;
 /// Bad authorization, first session.
 pub const RC_BAD_AUTH: u32 = 0x9a2;
 pub const RC_LOCALITY: u32 = 0x907;
@@ -73,10 +73,11 @@ pub fn clear_by_platform() -> Vec<u8> {
     with_password(0x126, &[RH_PLATFORM], &[])
 }
 
-/// `TPM2_NV_DefineSpace` of an ordinary index that its owner writes and reads.
+/// `TPM2_NV_DefineSpace` of an ordinary index that its owner writes and reads, or who knows its (empty) authorization
+/// value. The latter is under dictionary attack protection.
 pub fn nv_define(index: u32, size: u16) -> Vec<u8> {
-    // TPMA_NV_OWNERWRITE | TPMA_NV_OWNERREAD | TPMA_NV_AUTHREAD | TPMA_NV_AUTHWRITE | TPMA_NV_NO_DA
-    let attributes: u32 = 0x2 | 0x2_0000 | 0x4 | 0x4_0000 | 0x200_0000;
+    // TPMA_NV_OWNERWRITE | TPMA_NV_OWNERREAD | TPMA_NV_AUTHREAD | TPMA_NV_AUTHWRITE
+    let attributes: u32 = 0x2 | 0x2_0000 | 0x4 | 0x4_0000;
     let mut parameters = vec![0, 0, 0, 14];
     parameters.extend(index.to_be_bytes());
     parameters.extend([0, 0x0b]);
@@ -93,6 +94,11 @@ pub fn nv_write(index: u32, data: &[u8]) -> Vec<u8> {
 
 pub fn nv_read(index: u32, size: u16) -> Vec<u8> {
     with_password(0x14e, &[RH_OWNER, index], &[&size.to_be_bytes()[..], &[0, 0]].concat())
+}
+
+/// `TPM2_NV_Read` by the index's own authorization: a use of what dictionary attack protection protects.
+pub fn nv_read_protected(index: u32, size: u16) -> Vec<u8> {
+    with_password(0x14e, &[index, index], &[&size.to_be_bytes()[..], &[0, 0]].concat())
 }
 
 /// The data of a response to [`nv_read`].
