@@ -89,7 +89,7 @@ impl Tpm {
     }
 
     /// The worker: the only child of this thread that runs our program.
-    fn worker(&self) -> Pid {
+    fn worker() -> Pid {
         let children = fs::read_to_string("/proc/thread-self/children").unwrap();
         let pids: Vec<i32> = children.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
         assert_eq!(pids.len(), 1, "one worker");
@@ -159,7 +159,7 @@ fn an_acknowledged_write_survives_the_sudden_death_of_the_worker() {
     let folder = tempfile::tempdir().unwrap();
     let mut tpm = Tpm::start(Some(folder.path()));
     store_nv(&mut tpm, b"acknowledged");
-    kill(tpm.worker(), Signal::SIGKILL).unwrap();
+    kill(Tpm::worker(), Signal::SIGKILL).unwrap();
     assert_eq!(code_of(&tpm.run(&get_random(8))), RC_FAILURE);
     tpm.reset();
     assert_eq!(load_nv(&mut tpm, 12), b"acknowledged");
@@ -169,7 +169,7 @@ fn an_acknowledged_write_survives_the_sudden_death_of_the_worker() {
 fn the_death_of_the_worker_in_a_command_is_a_failure_response() {
     let mut tpm = Tpm::start(None);
     tpm.ok(&get_random(8));
-    let worker = tpm.worker();
+    let worker = Tpm::worker();
     kill(worker, Signal::SIGSTOP).unwrap();
     tpm.begin(0, &get_random(8));
     kill(worker, Signal::SIGKILL).unwrap();
@@ -181,12 +181,12 @@ fn the_death_of_the_worker_in_a_command_is_a_failure_response() {
 fn a_worker_that_hangs_is_replaced_by_a_reset() {
     let mut tpm = Tpm::start(None);
     tpm.ok(&get_random(8));
-    let hung = tpm.worker();
+    let hung = Tpm::worker();
     kill(hung, Signal::SIGSTOP).unwrap();
     tpm.begin(0, &get_random(8));
     tpm.reset();
     tpm.ok(&get_random(8));
-    assert_ne!(tpm.worker(), hung);
+    assert_ne!(Tpm::worker(), hung);
 }
 
 #[test]

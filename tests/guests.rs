@@ -1,8 +1,10 @@
 //! The TPM in a real guest: upstream QEMU (q35, SeaBIOS), Debian's kernel, tpm2-tools.
 
+mod common;
 mod guest;
 
-use guest::{Firmware, Guest, GuestConfig, KernelMessage, Server};
+use common::server::Server;
+use guest::{Firmware, Guest, GuestConfig, KernelMessage};
 use sha2::{Digest, Sha256};
 
 /// An NV index that the guest's owner defines.

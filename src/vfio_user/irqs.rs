@@ -205,3 +205,6 @@ impl Irqs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

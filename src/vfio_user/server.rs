@@ -5,11 +5,11 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 use thiserror::Error;
 
@@ -59,6 +59,8 @@ pub struct Server {
     /// `None` if the only client came with a descriptor, and once the server is about to end.
     listener: Option<ListeningSocket>,
     client: Option<Client>,
+    /// Has come while its predecessor was leaving.
+    successor: Option<UnixStream>,
     /// There may be clients to accept.
     arrivals: bool,
     /// Accepting rests until then.
@@ -70,8 +72,15 @@ impl Server {
     /// Prepares to serve what comes from `listener`.
     pub fn new(listener: Listener) -> io::Result<Self> {
         let poll = Poll::new()?;
-        let mut server =
-            Self { poll, listener: None, client: None, arrivals: true, paused_until: None, stopping: false };
+        let mut server = Self {
+            poll,
+            listener: None,
+            client: None,
+            successor: None,
+            arrivals: true,
+            paused_until: None,
+            stopping: false,
+        };
         match listener.0 {
             Source::Listening(socket) => {
                 server.watch(socket.as_raw_fd(), LISTENER, Interest::READABLE)?;
@@ -124,7 +133,7 @@ impl Server {
             for event in &events {
                 match event.token() {
                     LISTENER => self.arrivals = true,
-                    CLIENT => self.note_client_event(event),
+                    CLIENT => self.note_client_event(),
                     SIGNALS => self.take_signals(device, signals)?,
                     _ => wake = true,
                 }
@@ -139,7 +148,7 @@ impl Server {
 
     /// How long to wait for events; `None` without limit.
     fn timeout(&self, device: &dyn Device) -> Option<Duration> {
-        if self.client.as_ref().is_some_and(|client| client.ready) || (self.arrivals && self.may_accept()) {
+        if self.client.as_ref().is_some_and(|client| client.ready) || self.may_accept() {
             return Some(Duration::ZERO);
         }
         let now = Instant::now();
@@ -167,6 +176,7 @@ impl Server {
     /// Lets go of client and listener, and has the device finish.
     fn stop(&mut self, device: &mut dyn Device) {
         self.stopping = true;
+        self.successor = None;
         self.disconnect(device);
         if let Some(listener) = self.listener.take() {
             self.unwatch(listener.as_raw_fd());
@@ -174,10 +184,9 @@ impl Server {
         device.stop();
     }
 
-    fn note_client_event(&mut self, event: &Event) {
+    fn note_client_event(&mut self) {
         if let Some(client) = &mut self.client {
             client.ready = true;
-            client.leaving |= event.is_read_closed();
         }
     }
 
@@ -191,8 +200,28 @@ impl Server {
         if !client.ready {
             return;
         }
-        if let Err(reason) = client.serve(device) {
-            log::info!("{reason}");
+        match client.serve(device) {
+            Ok(()) => self.follow_outbox(device),
+            Err(reason) => {
+                log::info!("{reason}");
+                self.disconnect(device);
+            }
+        }
+    }
+
+    /// Has the loop woken by room to send only while something waits for it: otherwise each reply that the client takes
+    /// would wake the loop for nothing, and cost as much as an access.
+    fn follow_outbox(&mut self, device: &mut dyn Device) {
+        let Some(client) = &mut self.client else { return };
+        let waiting = !client.outbox.is_empty();
+        if waiting == client.awaits_room {
+            return;
+        }
+        client.awaits_room = waiting;
+        let interest = if waiting { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        let descriptor = client.connection.socket().as_raw_fd();
+        if let Err(error) = self.poll.registry().reregister(&mut SourceFd(&descriptor), CLIENT, interest) {
+            log::warn!("the client is disconnected: its socket cannot be watched: {error}");
             self.disconnect(device);
         }
     }
@@ -203,29 +232,38 @@ impl Server {
             self.paused_until = None;
         }
         for _ in 0..ACCEPT_BUDGET {
-            if !self.arrivals || !self.may_accept() {
+            if self.client.is_none() {
+                if let Some(successor) = self.successor.take() {
+                    self.welcome(successor, device);
+                }
+            }
+            if !self.may_accept() {
                 return;
             }
             let Some(listener) = &self.listener else { return };
-            let socket = match listener.accept() {
-                Ok(socket) => socket,
-                Err(error) => return self.note_accept_error(&error),
-            };
-            if self.client.is_some() {
-                log::warn!("a second client is refused: this server has one at a time");
-            } else if let Err(error) = self.adopt(socket) {
-                log::warn!("a client cannot be served: {error}");
-            } else {
-                self.serve_client(device, false);
+            match (listener.accept(), &mut self.client) {
+                (Ok(socket), None) => self.welcome(socket, device),
+                // It is left to read what its predecessor has sent, and perhaps to notice that it is gone.
+                (Ok(socket), Some(client)) if client.is_leaving() => {
+                    client.ready = true;
+                    self.successor = Some(socket);
+                }
+                (Ok(_refused), Some(_)) => log::warn!("a second client is refused: this server has one at a time"),
+                (Err(error), _) => self.note_accept_error(&error),
             }
         }
     }
 
-    /// Whether somebody who comes now can be served or refused. While a client is about to leave, its successor waits.
+    /// Whether there may be somebody who can be served or refused.
     fn may_accept(&self) -> bool {
-        self.listener.is_some()
-            && self.paused_until.is_none()
-            && !self.client.as_ref().is_some_and(|client| client.leaving)
+        self.arrivals && self.listener.is_some() && self.paused_until.is_none() && self.successor.is_none()
+    }
+
+    fn welcome(&mut self, socket: UnixStream, device: &mut dyn Device) {
+        match self.adopt(socket) {
+            Ok(()) => self.serve_client(device, false),
+            Err(error) => log::warn!("a client cannot be served: {error}"),
+        }
     }
 
     fn note_accept_error(&mut self, error: &io::Error) {
@@ -240,7 +278,7 @@ impl Server {
     }
 
     fn adopt(&mut self, socket: UnixStream) -> io::Result<()> {
-        self.watch(socket.as_raw_fd(), CLIENT, Interest::READABLE | Interest::WRITABLE)?;
+        self.watch(socket.as_raw_fd(), CLIENT, Interest::READABLE)?;
         log::info!("a client has connected");
         self.client = Some(Client::new(socket));
         Ok(())
@@ -273,8 +311,8 @@ struct Client {
     outbox: Outbox,
     /// There may be something to receive or to send.
     ready: bool,
-    /// It has closed its side; what it sent before is still served.
-    leaving: bool,
+    /// The loop is woken by room to send.
+    awaits_room: bool,
 }
 
 /// Why a client is served no longer.
@@ -297,8 +335,14 @@ impl Client {
             session: Session::default(),
             outbox: Outbox::default(),
             ready: true,
-            leaving: false,
+            awaits_room: false,
         }
+    }
+
+    /// Whether it is gone. What it has sent before is still served.
+    fn is_leaving(&self) -> bool {
+        let mut state = [PollFd::new(self.connection.socket().as_fd(), PollFlags::POLLHUP)];
+        poll(&mut state, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// Sends and receives until it would block or the budget is spent. Nothing is received while there is something to

@@ -294,3 +294,6 @@ impl Request<'_> {
 fn argsz<T>() -> U32 {
     u32::try_from(size_of::<T>()).unwrap_or(u32::MAX).into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,13 @@
-//! What the protocol tests share: a client that speaks raw bytes, a toy device, and a server that runs in a thread.
+//! What the tests share: a client that speaks raw bytes, a toy device with a server that runs in a thread, the server as
+//! the built program, and a driver for the TPM behind it.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod process;
 pub mod raw_client;
-pub mod tpm_commands;
+pub mod server;
+pub mod tis;
 pub mod toy;
+pub mod tpm_commands;
 
 use std::os::unix::thread::JoinHandleExt;
 use std::path::PathBuf;

@@ -29,6 +29,7 @@ pub struct State {
     pub connected: u32,
     pub disconnected: u32,
     pub resets: u32,
+    pub reads: u32,
     pub begun: u64,
     pub concluded: u64,
     pub released: bool,
@@ -106,6 +107,7 @@ impl Device for ToyDevice {
     }
 
     fn read(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Answer {
+        self.control.state().reads += 1;
         if index == SLOW {
             return self.begin();
         }

@@ -1,16 +1,13 @@
 //! Harness for tests with a real guest: upstream QEMU under TCG, a Debian kernel, busybox and tpm2-tools
-//! (`tests/guest/kit`), driven over a serial port; and the server as the built program.
+//! (`tests/guest/kit`), driven over a serial port.
 //!
 //! Nothing here depends on timing: the deadlines only turn a hang into a failure that says where it hung.
 
 mod channel;
 mod kernel_log;
 mod kit;
-mod process;
 mod qmp;
-mod server;
 mod vm;
 
 pub(crate) use kernel_log::KernelMessage;
-pub(crate) use server::Server;
 pub(crate) use vm::{Firmware, Guest, GuestConfig};

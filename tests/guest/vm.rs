@@ -14,8 +14,8 @@ use super::channel::Channel;
 pub(crate) use super::channel::Output;
 use super::kernel_log::KernelMessage;
 use super::kit::kit;
-use super::process::{Process, tail, until};
 use super::qmp::Qmp;
+use crate::common::process::{Process, tail, until};
 
 const BOOT_DEADLINE: Duration = Duration::from_secs(180);
 const COMMAND_DEADLINE: Duration = Duration::from_secs(120);

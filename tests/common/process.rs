@@ -19,13 +19,23 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `program`; what it prints goes to the file `output`.
     pub(crate) fn start<A: AsRef<OsStr>>(program: &Path, args: impl IntoIterator<Item = A>, output: PathBuf) -> Self {
+        Self::start_with_input(program, args, output, Stdio::null())
+    }
+
+    /// As [`start`](Self::start), with a standard input.
+    pub(crate) fn start_with_input<A: AsRef<OsStr>>(
+        program: &Path,
+        args: impl IntoIterator<Item = A>,
+        output: PathBuf,
+        input: Stdio,
+    ) -> Self {
         let file = File::create(&output).expect("output file");
         // `setpriv` sets the parent-death signal and then becomes the program, so the process id is the program's.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
             .arg(program)
             .args(args)
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(file.try_clone().expect("output file"))
             .stderr(file)
             .spawn()

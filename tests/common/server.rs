@@ -1,6 +1,7 @@
 //! The server, as the built program.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -10,6 +11,8 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::process::{Process, tail, until};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_vfio-user-tpm");
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -36,19 +39,7 @@ impl Server {
     /// Starts a server with more arguments, and waits until it listens.
     #[track_caller]
     pub(crate) fn with_args(args: &[OsString]) -> Self {
-        let dir = tempfile::Builder::new().prefix("tpm-").tempdir().expect("temporary folder");
-        let in_dir = |option: &str, name| {
-            let mut argument = OsString::from(option);
-            argument.push(dir.path().join(name));
-            argument
-        };
-        let own = [in_dir("--socket-path=", "socket"), in_dir("--description=", "description")];
-        let process = Process::start(
-            Path::new(env!("CARGO_BIN_EXE_vfio-user-tpm")),
-            own.iter().chain(args),
-            dir.path().join("log"),
-        );
-        let mut server = Self { process, dir };
+        let mut server = Self::spawn(args);
         let listens = until(DEADLINE, || {
             if let Some(status) = server.process.exit_status() {
                 panic!("the server ended at start ({status})");
@@ -57,6 +48,50 @@ impl Server {
         });
         assert!(listens.is_some(), "the server does not listen");
         server
+    }
+
+    /// Starts a server that serves one connection, handed over as descriptor 3.
+    #[track_caller]
+    pub(crate) fn on_descriptor(connection: OwnedFd) -> Self {
+        let dir = folder();
+        // The shell turns its standard input into descriptor 3 and then becomes the program.
+        let script = r#"exec "$0" "$@" 3<&0 </dev/null"#;
+        let program = Path::new("/bin/sh");
+        let args = ["-c", script, PROGRAM, "--fd=3"];
+        let process = Process::start_with_input(program, args, dir.path().join("log"), connection.into());
+        Self { process, dir }
+    }
+
+    /// Starts a server that is to fail; returns its exit status and what it printed.
+    #[track_caller]
+    pub(crate) fn fail(args: &[OsString]) -> (ExitStatus, String) {
+        Self::spawn(args).failed()
+    }
+
+    /// As [`fail`](Self::fail), without the flags for socket and description.
+    #[track_caller]
+    pub(crate) fn fail_without_socket(args: &[OsString]) -> (ExitStatus, String) {
+        let dir = folder();
+        let process = Process::start(Path::new(PROGRAM), args, dir.path().join("log"));
+        Self { process, dir }.failed()
+    }
+
+    fn spawn(args: &[OsString]) -> Self {
+        let dir = folder();
+        let in_dir = |option: &str, name| {
+            let mut argument = OsString::from(option);
+            argument.push(dir.path().join(name));
+            argument
+        };
+        let own = [in_dir("--socket-path=", "socket"), in_dir("--description=", "description")];
+        let process = Process::start(Path::new(PROGRAM), own.iter().chain(args), dir.path().join("log"));
+        Self { process, dir }
+    }
+
+    #[track_caller]
+    fn failed(mut self) -> (ExitStatus, String) {
+        let status = self.process.wait(DEADLINE).expect("the server ends by itself");
+        (status, self.log())
     }
 
     /// The socket it serves.
@@ -106,11 +141,37 @@ impl Server {
         assert!(gone.is_some(), "the server does not wait for its dead engine");
     }
 
+    /// The server's process id.
+    pub(crate) fn pid(&self) -> Pid {
+        self.process.pid()
+    }
+
     /// Asks the server to end and waits until it has.
     #[track_caller]
     pub(crate) fn terminate(mut self) -> ExitStatus {
         self.process.signal(Signal::SIGTERM);
-        self.process.wait(DEADLINE).expect("the server ends after SIGTERM")
+        self.wait()
+    }
+
+    /// As [`terminate`](Self::terminate), and keeps the folder in which the socket was.
+    #[track_caller]
+    pub(crate) fn terminate_keeping_folder(mut self) -> TempDir {
+        self.process.signal(Signal::SIGTERM);
+        self.process.wait(DEADLINE).expect("the server ends after SIGTERM");
+        std::mem::replace(&mut self.dir, folder())
+    }
+
+    /// Waits until the server has ended.
+    #[track_caller]
+    pub(crate) fn wait(mut self) -> ExitStatus {
+        self.process.wait(DEADLINE).expect("the server ends")
+    }
+
+    /// Kills the server, as a crash would.
+    #[track_caller]
+    pub(crate) fn kill(mut self) {
+        self.process.signal(Signal::SIGKILL);
+        self.wait();
     }
 }
 
@@ -120,6 +181,10 @@ impl Drop for Server {
             eprintln!("--- the server's log, last lines:\n{}\n---", tail(&self.log(), 60));
         }
     }
+}
+
+fn folder() -> TempDir {
+    tempfile::Builder::new().prefix("tpm-").tempdir().expect("temporary folder")
 }
 
 /// Whether somebody listens on `socket`. Asked of the kernel, since a connection would be a client for the server.

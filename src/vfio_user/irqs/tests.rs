@@ -1,0 +1,210 @@
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+
+use nix::sys::eventfd::{EfdFlags, EventFd as ClientEventFd};
+use nix::unistd::dup;
+
+use super::*;
+
+const NONE: u32 = VFIO_IRQ_SET_DATA_NONE;
+const BOOL: u32 = VFIO_IRQ_SET_DATA_BOOL;
+const EVENTFD: u32 = VFIO_IRQ_SET_DATA_EVENTFD;
+const MASK: u32 = VFIO_IRQ_SET_ACTION_MASK;
+const UNMASK: u32 = VFIO_IRQ_SET_ACTION_UNMASK;
+const TRIGGER: u32 = VFIO_IRQ_SET_ACTION_TRIGGER;
+
+/// A line like INTx, with more vectors than it would have.
+const LINE: Irq = Irq { count: 4, maskable: true, automasked: true };
+/// Messages like MSI.
+const MESSAGES: Irq = Irq { count: 4, maskable: false, automasked: false };
+/// What the device does not have.
+const ABSENT: Irq = Irq { count: 0, maskable: false, automasked: false };
+
+fn request(flags: u32, start: u32, count: u32) -> IrqSet {
+    IrqSet { argsz: 20.into(), flags: flags.into(), index: 0.into(), start: start.into(), count: count.into() }
+}
+
+/// An eventfd with counter 0, and a copy of it to be given away.
+fn eventfd() -> (ClientEventFd, OwnedFd) {
+    let eventfd = ClientEventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).unwrap();
+    let copy = dup(eventfd.as_fd()).unwrap();
+    (eventfd, copy)
+}
+
+fn set(irqs: &mut Irqs, flags: u32, start: u32, count: u32, data: &[u8], irq: Irq) -> Result<(), Errno> {
+    irqs.set(&request(flags, start, count), data, irq, &mut Vec::new()).map_err(|refusal| refusal.errno)
+}
+
+/// Gives `vectors` an eventfd each, from vector 0 on.
+fn assigned(vectors: u32, irq: Irq) -> (Irqs, Vec<ClientEventFd>) {
+    let mut irqs = Irqs::default();
+    let (eventfds, mut copies): (Vec<_>, Vec<_>) = (0..vectors).map(|_| eventfd()).unzip();
+    irqs.set(&request(EVENTFD | TRIGGER, 0, vectors), &[], irq, &mut copies).unwrap();
+    (irqs, eventfds)
+}
+
+fn counts(eventfds: &[ClientEventFd]) -> Vec<u64> {
+    eventfds.iter().map(|eventfd| eventfd.read().unwrap_or(0)).collect()
+}
+
+#[test]
+fn client_triggers_the_vectors_it_chooses() {
+    let (mut irqs, eventfds) = assigned(4, MESSAGES);
+    set(&mut irqs, NONE | TRIGGER, 1, 2, &[], MESSAGES).unwrap();
+    assert_eq!(counts(&eventfds), [0, 1, 1, 0]);
+    set(&mut irqs, BOOL | TRIGGER, 0, 4, &[1, 0, 0, 1], MESSAGES).unwrap();
+    assert_eq!(counts(&eventfds), [1, 0, 0, 1]);
+}
+
+#[test]
+fn no_descriptors_deassign_the_vectors() {
+    let (mut irqs, eventfds) = assigned(4, MESSAGES);
+    set(&mut irqs, EVENTFD | TRIGGER, 1, 2, &[], MESSAGES).unwrap();
+    set(&mut irqs, NONE | TRIGGER, 0, 4, &[], MESSAGES).unwrap();
+    assert_eq!(counts(&eventfds), [1, 0, 0, 1]);
+}
+
+#[test]
+fn disabling_forgets_one_index_and_is_never_refused() {
+    let (mut irqs, eventfds) = assigned(1, LINE);
+    let other = IrqSet { index: 1.into(), ..request(NONE | TRIGGER, 0, 0) };
+    irqs.set(&other, &[], ABSENT, &mut Vec::new()).unwrap();
+    irqs.signal(0, 0);
+    assert_eq!(counts(&eventfds), [1]);
+    set(&mut irqs, NONE | TRIGGER, 0, 0, &[], LINE).unwrap();
+    irqs.signal(0, 0);
+    assert_eq!(counts(&eventfds), [0]);
+    set(&mut irqs, NONE | TRIGGER, 0, 0, &[], LINE).unwrap();
+}
+
+#[test]
+fn masked_vector_is_silent() {
+    let (mut irqs, eventfds) = assigned(1, LINE);
+    set(&mut irqs, NONE | MASK, 0, 1, &[], LINE).unwrap();
+    irqs.signal(0, 0);
+    assert_eq!(counts(&eventfds), [0]);
+    set(&mut irqs, BOOL | UNMASK, 0, 1, &[1], LINE).unwrap();
+    irqs.signal(0, 0);
+    assert_eq!(counts(&eventfds), [1]);
+}
+
+#[test]
+fn unmask_eventfd_is_kept_beside_the_trigger() {
+    let (mut irqs, eventfds) = assigned(1, LINE);
+    irqs.set(&request(EVENTFD | UNMASK, 0, 1), &[], LINE, &mut vec![eventfd().1]).unwrap();
+    let vector = irqs.vectors.get(&(0, 0)).unwrap();
+    assert!(vector.trigger.is_some() && vector.unmask.is_some());
+    irqs.signal(0, 0);
+    assert_eq!(counts(&eventfds), [1]);
+}
+
+#[test]
+fn masking_is_refused_where_it_was_not_offered() {
+    let mut irqs = Irqs::default();
+    for action in [MASK, UNMASK] {
+        assert_eq!(set(&mut irqs, NONE | action, 0, 1, &[], MESSAGES), Err(Errno::EINVAL));
+    }
+    assert_eq!(set(&mut irqs, EVENTFD | MASK, 0, 1, &[], LINE), Err(Errno::EOPNOTSUPP));
+}
+
+#[test]
+fn exactly_one_data_and_one_action_flag_are_wanted() {
+    let mut irqs = Irqs::default();
+    let valid = [NONE, BOOL, EVENTFD];
+    for flags in 0..0x80 {
+        let (data, action) = (flags & 7, flags & 0x38);
+        let good = valid.contains(&data) && [MASK, UNMASK, TRIGGER].contains(&action) && flags < 0x40;
+        let booleans: &[u8] = if data == BOOL { &[0] } else { &[] };
+        let result = set(&mut irqs, flags, 0, 1, booleans, LINE);
+        if !good {
+            assert_eq!(result, Err(Errno::EINVAL), "{flags:#x}");
+        } else if flags != EVENTFD | MASK {
+            assert_eq!(result, Ok(()), "{flags:#x}");
+        }
+    }
+}
+
+#[test]
+fn vectors_outside_the_interrupt_are_refused() {
+    let mut irqs = Irqs::default();
+    for (start, count) in [(0, 5), (4, 1), (3, 2), (5, 0), (u32::MAX, 1), (1, u32::MAX), (u32::MAX, u32::MAX)] {
+        assert_eq!(set(&mut irqs, NONE | TRIGGER, start, count, &[], LINE), Err(Errno::EINVAL), "{start}+{count}");
+    }
+    assert_eq!(set(&mut irqs, NONE | TRIGGER, 0, 1, &[], ABSENT), Err(Errno::EINVAL));
+}
+
+#[test]
+fn zero_vectors_only_disable() {
+    let mut irqs = Irqs::default();
+    for (flags, start) in [
+        (NONE | MASK, 0),
+        (NONE | UNMASK, 0),
+        (NONE | TRIGGER, 1),
+        (BOOL | TRIGGER, 0),
+        (EVENTFD | TRIGGER, 0),
+        (TRIGGER, 0),
+    ] {
+        assert_eq!(set(&mut irqs, flags, start, 0, &[], LINE), Err(Errno::EINVAL), "{flags:#x} {start}");
+    }
+}
+
+#[test]
+fn data_has_the_size_of_its_kind() {
+    let mut irqs = Irqs::default();
+    for (flags, data) in [
+        (BOOL | TRIGGER, &[][..]),
+        (BOOL | TRIGGER, &[1]),
+        (BOOL | TRIGGER, &[1, 1, 1]),
+        (NONE | TRIGGER, &[1, 1]),
+        (EVENTFD | TRIGGER, &[0; 8]),
+    ] {
+        assert_eq!(set(&mut irqs, flags, 0, 2, data, LINE), Err(Errno::EINVAL), "{flags:#x} {data:?}");
+    }
+}
+
+#[test]
+fn descriptors_are_one_for_each_vector_or_none_and_only_with_their_kind() {
+    let mut irqs = Irqs::default();
+    for (flags, data, descriptors) in [
+        (EVENTFD | TRIGGER, &[][..], 1),
+        (EVENTFD | TRIGGER, &[], 3),
+        (NONE | TRIGGER, &[], 1),
+        (BOOL | TRIGGER, &[0, 0], 2),
+    ] {
+        let mut descriptors: Vec<OwnedFd> = (0..descriptors).map(|_| eventfd().1).collect();
+        let result = irqs.set(&request(flags, 0, 2), data, LINE, &mut descriptors);
+        assert_eq!(result.unwrap_err().errno, Errno::EINVAL, "{flags:#x}");
+    }
+    assert!(irqs.vectors.is_empty());
+}
+
+#[test]
+fn what_is_no_eventfd_is_refused_closed_and_changes_nothing() {
+    let (mut irqs, eventfds) = assigned(2, MESSAGES);
+    let (mut kept, given) = UnixStream::pair().unwrap();
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let (_reader, pipe) = nix::unistd::pipe().unwrap();
+    for wrong in [given.into(), file.into(), pipe, tempfile::tempfile().unwrap().into()] {
+        let mut descriptors = vec![eventfd().1, wrong];
+        let result = irqs.set(&request(EVENTFD | TRIGGER, 0, 2), &[], MESSAGES, &mut descriptors);
+        assert_eq!(result.unwrap_err().errno, Errno::EINVAL);
+        assert!(descriptors.is_empty());
+    }
+    assert_eq!(kept.read(&mut [0]).unwrap(), 0);
+    set(&mut irqs, NONE | TRIGGER, 0, 2, &[], MESSAGES).unwrap();
+    assert_eq!(counts(&eventfds), [1, 1]);
+}
+
+#[test]
+fn full_blocking_eventfd_does_not_block() {
+    let full = ClientEventFd::from_value_and_flags(0, EfdFlags::empty()).unwrap();
+    full.write(u64::MAX - 1).unwrap();
+    let mut irqs = Irqs::default();
+    let mut given = vec![dup(full.as_fd()).unwrap()];
+    irqs.set(&request(EVENTFD | TRIGGER, 0, 1), &[], LINE, &mut given).unwrap();
+    irqs.signal(0, 0);
+    // The client takes O_NONBLOCK back.
+    fcntl(full.as_fd(), FcntlArg::F_SETFL(OFlag::O_RDWR)).unwrap();
+    irqs.signal(0, 0);
+    assert_eq!(full.read().unwrap(), u64::MAX - 1);
+}

@@ -1,0 +1,267 @@
+//! The program as it is built, driven through its socket: TIS registers in front, a real TPM behind.
+
+mod common;
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::net::UnixStream;
+
+use common::raw_client::RawClient;
+use common::server::Server;
+use common::tis::{ACCESS, ACTIVE_LOCALITY, BAR0, COMMAND_READY, CONFIG, DID_VID, STS, Tis};
+use common::tpm_commands::*;
+use nix::sys::signal::{Signal, kill};
+
+const NV: u32 = 0x0150_0001;
+
+fn connect(server: &Server) -> Tis {
+    Tis::new(RawClient::connect(&server.socket()))
+}
+
+fn ok(tis: &mut Tis, command: &[u8]) -> Vec<u8> {
+    let response = tis.run(command);
+    assert_eq!(code_of(&response), RC_SUCCESS, "{command:02x?}");
+    response
+}
+
+#[test]
+fn a_guest_finds_a_started_tpm_behind_its_registers() {
+    let server = Server::start();
+    let mut tis = connect(&server);
+    assert_eq!(tis.read32(DID_VID), 0x5450_7666);
+    assert_eq!(tis.client.region_read(CONFIG, 0, 4), [0x66, 0x76, 0x50, 0x54]);
+    assert_eq!(ok(&mut tis, &get_random(8)).len(), 20);
+}
+
+#[test]
+fn what_is_not_a_register_reads_ones_and_drops_writes() {
+    let server = Server::start();
+    let mut tis = connect(&server);
+    for offset in [0x5000, 0x9000, 0xfff8, 0x1_0000, 0x1_fff8] {
+        tis.client.region_write(BAR0, offset, &[0; 8]);
+        assert_eq!(tis.client.region_read(BAR0, offset, 8), [0xff; 8], "{offset:#x}");
+    }
+}
+
+#[test]
+fn a_command_over_a_thousand_bytes_arrives_whole() {
+    let server = Server::start();
+    let mut tis = connect(&server);
+    // TPM2_Hash of 1024 bytes with SHA-256 in the null hierarchy.
+    let hash = plain(0x17d, &[&[4, 0][..], &[0x5a; 1024], &[0, 0x0b, 0x40, 0, 0, 0x07]].concat());
+    assert!(ok(&mut tis, &hash).len() > 10 + 2 + 32);
+}
+
+#[test]
+fn a_command_that_says_it_is_too_long_is_answered_by_its_size() {
+    let server = Server::start();
+    let mut tis = connect(&server);
+    let mut command = get_random(8);
+    command[4..6].copy_from_slice(&4097u16.to_be_bytes());
+    command.resize(4097, 0);
+    assert_eq!(code_of(&tis.run(&command)), RC_COMMAND_SIZE);
+    ok(&mut tis, &get_random(8));
+}
+
+#[test]
+fn registers_are_answered_while_a_long_command_runs() {
+    let server = Server::start();
+    let mut tis = connect(&server);
+    tis.begin(&create_primary_rsa(3072, 1));
+    let mut seen_busy = 0;
+    while tis.read32(STS) & 0x10 == 0 {
+        assert_eq!(tis.read8(ACCESS) & ACTIVE_LOCALITY, ACTIVE_LOCALITY);
+        seen_busy += 1;
+    }
+    assert_eq!(code_of(&tis.response()), RC_SUCCESS);
+    assert!(seen_busy > 1, "an RSA-3072 key takes longer than two accesses");
+}
+
+#[test]
+fn command_ready_cancels_a_long_command() {
+    let server = Server::start();
+    let mut tis = connect(&server);
+    tis.begin(&create_primary_rsa(3072, 1));
+    tis.write32(STS, COMMAND_READY);
+    while tis.read8(STS) != 0x40 {}
+    ok(&mut tis, &get_random(8));
+}
+
+#[test]
+fn pcr_17_extends_from_locality_3_and_not_from_0() {
+    let server = Server::start();
+    let mut tis = connect(&server);
+    let extend = pcr_extend(17, [1; 32]);
+    assert_eq!(code_of(&tis.run(&extend)), RC_LOCALITY);
+    tis.take_locality(3);
+    ok(&mut tis, &extend);
+}
+
+#[test]
+fn locality_4_is_not_the_guests() {
+    let server = Server::start();
+    let mut client = RawClient::connect(&server.socket());
+    client.negotiate();
+    client.region_write(BAR0, 0x4000, &[0x02]);
+    assert_eq!(client.region_read(BAR0, 0x4000, 1)[0] & ACTIVE_LOCALITY, 0);
+
+    let server = Server::with_args(&["--guest-locality-4".into()]);
+    let mut tis = connect(&server);
+    tis.take_locality(4);
+}
+
+#[test]
+fn a_reset_in_the_middle_of_a_command_brings_a_fresh_tpm() {
+    let server = Server::start();
+    let mut tis = connect(&server);
+    ok(&mut tis, &pcr_extend(16, [1; 32]));
+    tis.begin(&create_primary_rsa(3072, 1));
+    tis.reset();
+    assert_eq!(digest_of(&tis.run(&pcr_read(16))), [0; 32]);
+}
+
+#[test]
+fn each_of_a_hundred_resets_counts_once_and_none_locks_out() {
+    let server = Server::start();
+    let mut tis = connect(&server);
+    let before = reset_count(&ok(&mut tis, &read_clock()));
+    for _ in 0..100 {
+        ok(&mut tis, &get_random(1));
+        tis.reset();
+        tis.reset();
+    }
+    assert_eq!(reset_count(&ok(&mut tis, &read_clock())), before + 100);
+    assert_eq!(property_value(&ok(&mut tis, &get_property(PT_LOCKOUT_COUNTER))), 0);
+}
+
+#[test]
+fn the_tpm_outlives_its_client() {
+    let server = Server::start();
+    let mut tis = connect(&server);
+    ok(&mut tis, &pcr_extend(16, [1; 32]));
+    let extended = digest_of(&tis.run(&pcr_read(16)));
+    drop(tis);
+    assert_eq!(digest_of(&connect(&server).run(&pcr_read(16))), extended);
+}
+
+#[test]
+fn a_new_client_finds_a_fresh_tpm_if_that_is_wanted() {
+    let server = Server::with_args(&["--reset-on-connect".into()]);
+    ok(&mut connect(&server), &pcr_extend(16, [1; 32]));
+    assert_eq!(digest_of(&connect(&server).run(&pcr_read(16))), [0; 32]);
+}
+
+#[test]
+fn a_client_that_leaves_in_the_middle_of_a_command_harms_nothing() {
+    let server = Server::start();
+    let mut tis = connect(&server);
+    tis.begin(&create_primary_rsa(3072, 1));
+    drop(tis);
+    ok(&mut connect(&server), &get_random(8));
+}
+
+#[test]
+fn sigterm_in_the_middle_of_a_command_loses_nothing() {
+    let state = tempfile::tempdir().unwrap();
+    let server = Server::with_state(state.path());
+    let mut tis = connect(&server);
+    ok(&mut tis, &nv_define(NV, 4));
+    ok(&mut tis, &nv_write(NV, b"kept"));
+    tis.begin(&create_primary_rsa(3072, 1));
+    assert!(server.terminate().success());
+
+    let server = Server::with_state(state.path());
+    let mut tis = connect(&server);
+    assert_eq!(nv_data(&tis.run(&nv_read(NV, 4))), b"kept");
+    assert_eq!(property_value(&ok(&mut tis, &get_property(PT_LOCKOUT_COUNTER))), 0);
+}
+
+#[test]
+fn a_killed_engine_is_a_failure_response_until_the_next_reset() {
+    let state = tempfile::tempdir().unwrap();
+    let server = Server::with_state(state.path());
+    let mut tis = connect(&server);
+    ok(&mut tis, &nv_define(NV, 4));
+    ok(&mut tis, &nv_write(NV, b"kept"));
+    server.kill_engine();
+    assert_eq!(code_of(&tis.run(&get_random(8))), RC_FAILURE);
+    tis.reset();
+    assert_eq!(nv_data(&tis.run(&nv_read(NV, 4))), b"kept");
+    assert_eq!(server.log().matches("failure mode").count(), 1, "{}", server.log());
+}
+
+#[test]
+fn a_killed_server_takes_its_engine_with_it_and_leaves_the_state() {
+    let state = tempfile::tempdir().unwrap();
+    let server = Server::with_state(state.path());
+    let mut tis = connect(&server);
+    ok(&mut tis, &nv_define(NV, 4));
+    ok(&mut tis, &nv_write(NV, b"kept"));
+    server.kill();
+    // The lock is free once the last process that shares it is gone.
+    while vfio_user_tpm::state::StateFolder::open(state.path()).is_err() {
+        std::thread::yield_now();
+    }
+    let server = Server::with_state(state.path());
+    assert_eq!(nv_data(&connect(&server).run(&nv_read(NV, 4))), b"kept");
+}
+
+#[test]
+fn a_second_server_on_the_same_state_is_told_who_has_it() {
+    let state = tempfile::tempdir().unwrap();
+    let server = Server::with_state(state.path());
+    let (status, log) = Server::fail(&["--state-dir".into(), state.path().into()]);
+    assert_eq!(status.code(), Some(1));
+    assert!(log.contains(&format!("in use by process {}", server.pid())), "{log}");
+}
+
+#[test]
+fn a_damaged_state_ends_the_server_and_is_left_alone() {
+    let state = tempfile::tempdir().unwrap();
+    assert!(Server::with_state(state.path()).terminate().success());
+    let file = state.path().join("tpm2.0-permanent.state");
+    let damaged = fs::read(&file).unwrap().split_last().unwrap().1.to_vec();
+    fs::write(&file, &damaged).unwrap();
+    let (status, log) = Server::fail(&["--state-dir".into(), state.path().into()]);
+    assert_eq!(status.code(), Some(1));
+    assert!(log.contains("cut off") && log.contains("backup"), "{log}");
+    assert_eq!(fs::read(&file).unwrap(), damaged);
+}
+
+#[test]
+fn a_server_that_has_ended_has_left_no_socket() {
+    let server = Server::start();
+    let socket = server.socket();
+    assert!(socket.exists());
+    let folder = server.terminate_keeping_folder();
+    assert!(!socket.exists());
+    drop(folder);
+}
+
+#[test]
+fn one_connection_can_be_handed_over_by_number() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let server = Server::on_descriptor(theirs.into());
+    let mut tis = Tis::new(RawClient::from_stream(ours));
+    ok(&mut tis, &get_random(8));
+    drop(tis);
+    assert!(server.wait().success(), "it ends with its only client");
+}
+
+#[test]
+fn a_descriptor_that_was_not_handed_over_is_named() {
+    let (status, log) = Server::fail_without_socket(&[OsString::from("--fd=77")]);
+    assert_eq!(status.code(), Some(1));
+    assert!(log.contains("--fd=77") && log.contains("inherited"), "{log}");
+}
+
+#[test]
+fn a_signal_to_the_engine_alone_ends_nothing() {
+    let server = Server::start();
+    let mut tis = connect(&server);
+    ok(&mut tis, &get_random(8));
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        kill(server.engine().unwrap(), signal).unwrap();
+    }
+    ok(&mut tis, &get_random(8));
+}
