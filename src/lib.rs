@@ -3,6 +3,8 @@
 //! Each module is a room with one concern; `docs/architecture.md` says what each holds and what it must not know.
 
 #![deny(unsafe_code)]
+// What comes from outside never ends the process. Tests may (clippy.toml).
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub mod acpi;
 pub mod backend;

@@ -3,6 +3,7 @@
 //! Sources: TCG TPM 2.0 Library Part 1 (section 18, command/response structure) and Part 2; TPM Main Part 2 (1.2).
 
 use std::fmt;
+use std::ops::{Index, IndexMut};
 
 /// Bytes in the header of a command or response: tag (u16), size (u32), code (u32), all big-endian.
 pub const HEADER_SIZE: usize = 10;
@@ -52,12 +53,6 @@ impl Locality {
         self.0
     }
 
-    /// The number as an index into an array of [`Self::COUNT`] elements.
-    #[must_use]
-    pub const fn index(self) -> usize {
-        self.0 as usize
-    }
-
     /// All localities, lowest first.
     pub fn all() -> impl DoubleEndedIterator<Item = Self> {
         (0..5).map(Self)
@@ -67,6 +62,34 @@ impl Locality {
 impl fmt::Display for Locality {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// One `T` for each locality.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PerLocality<T>([T; Locality::COUNT]);
+
+impl<T: Copy> PerLocality<T> {
+    /// The same for all.
+    #[must_use]
+    pub const fn all(value: T) -> Self {
+        Self([value; Locality::COUNT])
+    }
+}
+
+#[expect(clippy::indexing_slicing, reason = "a locality is always below the count")]
+impl<T> Index<Locality> for PerLocality<T> {
+    type Output = T;
+
+    fn index(&self, locality: Locality) -> &T {
+        &self.0[usize::from(locality.0)]
+    }
+}
+
+#[expect(clippy::indexing_slicing, reason = "a locality is always below the count")]
+impl<T> IndexMut<Locality> for PerLocality<T> {
+    fn index_mut(&mut self, locality: Locality) -> &mut T {
+        &mut self.0[usize::from(locality.0)]
     }
 }
 

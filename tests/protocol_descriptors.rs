@@ -179,8 +179,7 @@ fn requests_of_qemu_for_intx_are_taken() {
     server.stop();
 }
 
-/// What an interrupt's eventfd does when its owner has disabled it, reset the device or left: it is closed. An eventfd
-/// has no other end to see that by, so the process's descriptors are looked at; this is the only test that may.
+/// An eventfd has no other end to see by that it is closed, so its copies in this process are counted by its id.
 #[test]
 fn interrupts_are_closed_when_disabled_and_when_the_client_leaves() {
     let open = |eventfd: &EventFd| {

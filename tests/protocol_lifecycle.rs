@@ -54,14 +54,19 @@ fn clients_in_a_row_are_all_served() {
 }
 
 #[test]
-fn client_that_left_while_others_waited_is_followed_by_one_of_them() {
+fn successor_waits_until_what_the_last_client_left_behind_is_done() {
     let server = ToyServer::start();
-    for _ in 0..300 {
-        let first = server.client();
+    let mut first = server.client();
+    let work = message(1, REGION_READ, NO_REPLY, &access(RAM, 0, 1, &[])).repeat(1000);
+    // While the test has the state, the device does not get beyond the first of them.
+    let mut second = {
+        let _state = server.control.state();
+        first.send_bytes(&work, &[]);
         drop(first);
-        let mut second = server.connect();
-        second.negotiate();
-    }
+        server.connect()
+    };
+    second.negotiate();
+    assert_eq!(server.control.state().reads, 1000);
     server.stop();
 }
 

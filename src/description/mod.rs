@@ -81,6 +81,7 @@ fn absolute(path: &Path, what: &'static str) -> Result<String, DescriptionError>
 
 /// Serializing fails only where an implementation of `Serialize` does, or for maps whose keys are no strings; the
 /// description's types are derived structs.
+#[expect(clippy::expect_used, reason = "see above; nothing from outside decides it")]
 fn json(text: serde_json::Result<String>) -> String {
     text.expect("derived structs of strings, numbers and lists become JSON")
 }

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::time::Instant;
 
 use bitflags::bitflags;
+use vfio_bindings::bindings::vfio::{VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE};
 
 /// What the device says of itself as a whole (`DEVICE_GET_INFO`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,9 +20,9 @@ bitflags! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct RegionFlags: u32 {
         /// The region can be read.
-        const READ = 1;
+        const READ = VFIO_REGION_INFO_FLAG_READ;
         /// The region can be written.
-        const WRITE = 2;
+        const WRITE = VFIO_REGION_INFO_FLAG_WRITE;
     }
 }
 

@@ -43,11 +43,6 @@ impl Outbox {
         self.bytes.truncate(self.ends.back().copied().unwrap_or(self.sent));
     }
 
-    /// Whether everything has been sent.
-    pub(super) fn is_empty(&self) -> bool {
-        self.ends.is_empty()
-    }
-
     /// Sends with `send` until all is sent (`true`) or it would block (`false`).
     ///
     /// Each message is sent by itself: some clients need a header in one piece.

@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 use thiserror::Error;
 
+use super::complaints::Complaints;
 use super::connection::{Connection, Progress, ReceiveError};
 use super::device::{Device, DeviceFailure};
 use super::listener::{Listener, ListeningSocket, Source};
@@ -63,7 +64,7 @@ pub struct Server {
     successor: Option<UnixStream>,
     /// There may be clients to accept.
     arrivals: bool,
-    /// Accepting rests until then.
+    /// Accepting has failed, and rests until then.
     paused_until: Option<Instant>,
     stopping: bool,
 }
@@ -200,37 +201,27 @@ impl Server {
         if !client.ready {
             return;
         }
-        match client.serve(device) {
-            Ok(()) => self.follow_outbox(device),
+        let interest = match client.serve(device) {
+            Ok(Turn::Spent) => return,
+            Ok(Turn::Waiting(interest)) => interest,
             Err(reason) => {
                 log::info!("{reason}");
+                return self.disconnect(device);
+            }
+        };
+        client.ready = false;
+        if interest != client.interest {
+            client.interest = interest;
+            let descriptor = client.connection.socket().as_raw_fd();
+            if let Err(error) = self.poll.registry().reregister(&mut SourceFd(&descriptor), CLIENT, interest) {
+                log::warn!("the client is disconnected: it cannot be watched: {error}");
                 self.disconnect(device);
             }
         }
     }
 
-    /// Has the loop woken by room to send only while something waits for it: otherwise each reply that the client takes
-    /// would wake the loop for nothing, and cost as much as an access.
-    fn follow_outbox(&mut self, device: &mut dyn Device) {
-        let Some(client) = &mut self.client else { return };
-        let waiting = !client.outbox.is_empty();
-        if waiting == client.awaits_room {
-            return;
-        }
-        client.awaits_room = waiting;
-        let interest = if waiting { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-        let descriptor = client.connection.socket().as_raw_fd();
-        if let Err(error) = self.poll.registry().reregister(&mut SourceFd(&descriptor), CLIENT, interest) {
-            log::warn!("the client is disconnected: its socket cannot be watched: {error}");
-            self.disconnect(device);
-        }
-    }
-
     /// Takes a client, and refuses all others while it is there.
     fn accept(&mut self, device: &mut dyn Device) {
-        if self.paused_until.is_some_and(|until| until <= Instant::now()) {
-            self.paused_until = None;
-        }
         for _ in 0..ACCEPT_BUDGET {
             if self.client.is_none() {
                 if let Some(successor) = self.successor.take() {
@@ -241,14 +232,20 @@ impl Server {
                 return;
             }
             let Some(listener) = &self.listener else { return };
-            match (listener.accept(), &mut self.client) {
+            let arrival = listener.accept();
+            if arrival.is_ok() {
+                self.paused_until = None;
+            }
+            match (arrival, &mut self.client) {
                 (Ok(socket), None) => self.welcome(socket, device),
                 // It is left to read what its predecessor has sent, and perhaps to notice that it is gone.
                 (Ok(socket), Some(client)) if client.is_leaving() => {
                     client.ready = true;
                     self.successor = Some(socket);
                 }
-                (Ok(_refused), Some(_)) => log::warn!("a second client is refused: this server has one at a time"),
+                (Ok(_refused), Some(client)) => {
+                    client.complaints.warn(format_args!("a second client is refused: this server has one at a time"));
+                }
                 (Err(error), _) => self.note_accept_error(&error),
             }
         }
@@ -256,7 +253,10 @@ impl Server {
 
     /// Whether there may be somebody who can be served or refused.
     fn may_accept(&self) -> bool {
-        self.arrivals && self.listener.is_some() && self.paused_until.is_none() && self.successor.is_none()
+        self.arrivals
+            && self.listener.is_some()
+            && self.successor.is_none()
+            && self.paused_until.is_none_or(|until| until <= Instant::now())
     }
 
     fn welcome(&mut self, socket: UnixStream, device: &mut dyn Device) {
@@ -268,10 +268,15 @@ impl Server {
 
     fn note_accept_error(&mut self, error: &io::Error) {
         match error.kind() {
-            io::ErrorKind::WouldBlock => self.arrivals = false,
+            io::ErrorKind::WouldBlock => {
+                self.arrivals = false;
+                self.paused_until = None;
+            }
             io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
             _ => {
-                log::warn!("a client cannot be accepted now: {error}");
+                if self.paused_until.is_none() {
+                    log::warn!("clients cannot be accepted now: {error}");
+                }
                 self.paused_until = Instant::now().checked_add(ACCEPT_PAUSE);
             }
         }
@@ -311,8 +316,19 @@ struct Client {
     outbox: Outbox,
     /// There may be something to receive or to send.
     ready: bool,
-    /// The loop is woken by room to send.
-    awaits_room: bool,
+    /// What it is watched for: for room only while there is something to send, for each reply that it reads makes room.
+    interest: Interest,
+    /// About those that come while it is there.
+    complaints: Complaints,
+}
+
+/// How a client's turn ended.
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    /// It goes on when this is possible.
+    Waiting(Interest),
+    /// There may be more to do.
+    Spent,
 }
 
 /// Why a client is served no longer.
@@ -323,7 +339,7 @@ enum Farewell {
     #[error("the client is disconnected: {0}")]
     Receive(ReceiveError),
     #[error("the client is disconnected: nothing can be sent to it: {0}")]
-    Send(#[source] io::Error),
+    Send(io::Error),
     #[error("the client is disconnected: it did not begin as the protocol wants")]
     Refused,
 }
@@ -335,7 +351,8 @@ impl Client {
             session: Session::default(),
             outbox: Outbox::default(),
             ready: true,
-            awaits_room: false,
+            interest: Interest::READABLE,
+            complaints: Complaints::default(),
         }
     }
 
@@ -347,12 +364,11 @@ impl Client {
 
     /// Sends and receives until it would block or the budget is spent. Nothing is received while there is something to
     /// send: so a client that does not read cannot make the server keep its replies.
-    fn serve(&mut self, device: &mut dyn Device) -> Result<(), Farewell> {
+    fn serve(&mut self, device: &mut dyn Device) -> Result<Turn, Farewell> {
         let mut budget = CLIENT_BUDGET;
         loop {
             if !self.flush()? {
-                self.ready = false;
-                return Ok(());
+                return Ok(Turn::Waiting(Interest::WRITABLE));
             }
             match self.connection.receive(&mut budget) {
                 Ok(Progress::Message) => {
@@ -362,11 +378,8 @@ impl Client {
                         return Err(Farewell::Refused);
                     }
                 }
-                Ok(Progress::WouldBlock) => {
-                    self.ready = false;
-                    return Ok(());
-                }
-                Ok(Progress::BudgetSpent) => return Ok(()),
+                Ok(Progress::WouldBlock) => return Ok(Turn::Waiting(Interest::READABLE)),
+                Ok(Progress::BudgetSpent) => return Ok(Turn::Spent),
                 Err(ReceiveError::Closed | ReceiveError::Socket(Errno::ECONNRESET)) => return Err(Farewell::Left),
                 Err(error) => return Err(Farewell::Receive(error)),
             }

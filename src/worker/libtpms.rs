@@ -17,7 +17,7 @@ use super::nvram::Nvram;
 use crate::state::Blob;
 use crate::tpm::{BUFFER_SIZE, Locality, TpmVersion};
 
-#[expect(non_camel_case_types, non_snake_case, unreachable_pub, reason = "generated")]
+#[expect(non_camel_case_types, non_snake_case, unreachable_pub, clippy::indexing_slicing, reason = "generated")]
 #[allow(dead_code, reason = "generated; which parts are used differs between versions of the library")]
 mod ffi {
     include!(concat!(env!("OUT_DIR"), "/libtpms.rs"));

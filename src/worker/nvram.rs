@@ -26,13 +26,13 @@ impl Nvram {
         Self { version, place, unreadable: None }
     }
 
+    /// Reads a blob; that it cannot is remembered, and the caller's to report.
     pub(super) fn load(&mut self, blob: Blob) -> Result<Option<Vec<u8>>, StateError> {
         match &self.place {
             Place::Memory(blobs) => Ok(blobs.get(&blob).cloned()),
-            Place::Folder(folder) => folder.load(self.version, blob).inspect_err(|error| {
-                log::error!("{error}");
-                self.unreadable = Some(error.to_string());
-            }),
+            Place::Folder(folder) => {
+                folder.load(self.version, blob).inspect_err(|error| self.unreadable = Some(error.to_string()))
+            }
         }
     }
 

@@ -24,7 +24,7 @@ mod tests;
 use super::Effect;
 use super::locality::Localities;
 use super::words::{read_lanes, words, written_lanes};
-use crate::tpm::{Locality, TpmVersion};
+use crate::tpm::{Locality, PerLocality, TpmVersion};
 use fifo::Fifo;
 use interrupts::Interrupts;
 use registers::{Access, InterfaceId, IntfCapability, Register, Sts};
@@ -53,7 +53,7 @@ pub struct TisConfig {
 pub struct Tis {
     config: TisConfig,
     localities: Localities,
-    interrupts: [Interrupts; Locality::COUNT],
+    interrupts: PerLocality<Interrupts>,
     interface_id: InterfaceId,
     fifo: Fifo,
 }
@@ -71,7 +71,7 @@ impl Tis {
         Self {
             config,
             localities: Localities::default(),
-            interrupts: [Interrupts::POWER_ON; Locality::COUNT],
+            interrupts: PerLocality::all(Interrupts::POWER_ON),
             interface_id: Self::INTERFACE_ID,
             fifo: Fifo::new(config.version),
         }
@@ -81,7 +81,7 @@ impl Tis {
     /// [`complete`](Self::complete). The establishment flag lives in the TPM and stays as last reported.
     pub fn reset(&mut self) {
         self.localities.reset();
-        self.interrupts = [Interrupts::POWER_ON; Locality::COUNT];
+        self.interrupts = PerLocality::all(Interrupts::POWER_ON);
         self.interface_id = Self::INTERFACE_ID;
         self.fifo.reset();
     }
@@ -134,7 +134,7 @@ impl Tis {
     }
 
     fn read_word(&mut self, locality: Locality, register: Register, lane: usize, out: &mut [u8]) {
-        let interrupts = &self.interrupts[locality.index()];
+        let interrupts = &self.interrupts[locality];
         let value = match register {
             Register::Access => self.access(locality).bits().into(),
             Register::IntEnable => interrupts.enable(),
@@ -164,9 +164,9 @@ impl Tis {
             // The hash sequence of a dynamic launch is for the host alone.
             Register::HashData | Register::IntfCapability | Register::DidVid | Register::Rid => {}
             _ if !self.localities.is_active(locality) => {}
-            Register::IntEnable => self.interrupts[locality.index()].write_enable(value, mask),
-            Register::IntVector => self.interrupts[locality.index()].write_vector(value, mask),
-            Register::IntStatus => self.interrupts[locality.index()].write_status(value),
+            Register::IntEnable => self.interrupts[locality].write_enable(value, mask),
+            Register::IntVector => self.interrupts[locality].write_vector(value, mask),
+            Register::IntStatus => self.interrupts[locality].write_status(value),
             Register::Sts => return self.write_sts(locality, Sts::from_bits_truncate(value)),
             Register::DataFifo => bytes.iter().for_each(|&byte| self.fifo.put(byte)),
         }

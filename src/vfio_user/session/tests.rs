@@ -499,3 +499,76 @@ fn end_forgets_what_waits_and_tells_the_device_once() {
     bench.session.end(&mut bench.device);
     assert_eq!(bench.device.calls[1..], ["disconnected"]);
 }
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Numbers that bounds are made of, and any others.
+    fn number() -> impl Strategy<Value = u32> {
+        prop_oneof![
+            0..5_u32,
+            Just(16),
+            Just(20),
+            Just(24),
+            Just(32),
+            Just(0x1000),
+            Just(0x2000),
+            Just(0x21),
+            Just(0x24),
+            Just(0x8000_0000),
+            Just(u32::MAX),
+            any::<u32>(),
+        ]
+    }
+
+    fn body() -> impl Strategy<Value = Vec<u8>> {
+        (prop::collection::vec(number(), 0..12), 0..4_usize).prop_map(|(numbers, less)| {
+            let mut body = words(&numbers);
+            body.truncate(body.len().saturating_sub(less));
+            body
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_command_is_answered_exactly_once(
+            messages in prop::collection::vec((0..20_u16, any::<bool>(), body(), 0..3_usize), 1..40),
+        ) {
+            let mut bench = Bench::new();
+            let mut expected = Vec::new();
+            let mut answered = Vec::new();
+            for (command, no_reply, body, descriptors) in messages {
+                let mut descriptors: Vec<OwnedFd> =
+                    (0..descriptors).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect();
+                let flags = if no_reply { NO_REPLY } else { 0 };
+                prop_assert_eq!(bench.hand(command, flags, Some(&body), &mut descriptors, false), Next::Continue);
+                prop_assert!(descriptors.is_empty());
+                if !no_reply {
+                    expected.push((bench.next_id, command));
+                }
+                answered.extend(bench.replies());
+            }
+            bench.device.answered = u64::MAX;
+            bench.session.resume(&mut bench.device, &mut bench.outbox);
+            answered.extend(bench.replies());
+            for reply in &answered {
+                prop_assert!(reply.flags == 1 && reply.error == 0 || reply.flags == 0x21 && reply.body.is_empty());
+            }
+            let mut answered: Vec<_> = answered.iter().map(|reply| (reply.id, reply.command)).collect();
+            answered.sort_unstable();
+            prop_assert_eq!(answered, expected);
+        }
+
+        #[test]
+        fn any_version_is_survived(body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut bench = Bench::silent();
+            let next = bench.send(VERSION, 0, &body);
+            let replies = bench.replies();
+            prop_assert_eq!(replies.len(), 1);
+            let accepted = replies.iter().all(|reply| reply.flags == 1);
+            prop_assert_eq!(accepted, next == Next::Continue);
+        }
+    }
+}
