@@ -9,8 +9,9 @@ pub(crate) enum Tpm {
     V2_0,
 }
 
-/// An NV index that the guest defines; 1.2 has few rules for them, 2.0 keeps this range for the owner.
-const NV_INDEX: u32 = 0x0150_0016;
+/// The NV index that a guest defines: with 1.2 one without flags, with 2.0 one of the owner's range.
+const NV_INDEX_1_2: u32 = 0x16;
+const NV_INDEX_2_0: u32 = 0x0150_0016;
 
 impl Tpm {
     /// As in `--tpm-version`.
@@ -26,14 +27,6 @@ impl Tpm {
         match self {
             Self::V1_2 => 1,
             Self::V2_0 => 2,
-        }
-    }
-
-    /// The name of Linux's device: a platform device, or a PNP device.
-    pub(crate) fn device(self) -> &'static str {
-        match self {
-            Self::V1_2 => "00:00",
-            Self::V2_0 => "MSFT0101:00",
         }
     }
 
@@ -89,11 +82,13 @@ impl Tpm {
         let size = text.len();
         guest.check(&match self {
             Self::V1_2 => {
-                format!(". /lib/tpm12.sh && tpm12_nv_define {NV_INDEX} {size} && tpm12_nv_write {NV_INDEX} '{text}'")
+                format!(
+                    ". /lib/tpm12.sh && tpm12_nv_define {NV_INDEX_1_2} {size} && tpm12_nv_write {NV_INDEX_1_2} '{text}'"
+                )
             }
             Self::V2_0 => format!(
-                "tpm2_nvdefine -Q {NV_INDEX} -C o -s {size} -a 'ownerread|ownerwrite' &&
-                 printf %s '{text}' | tpm2_nvwrite -Q {NV_INDEX} -C o -i -"
+                "tpm2_nvdefine -Q {NV_INDEX_2_0} -C o -s {size} -a 'ownerread|ownerwrite' &&
+                 printf %s '{text}' | tpm2_nvwrite -Q {NV_INDEX_2_0} -C o -i -"
             ),
         });
     }
@@ -102,8 +97,8 @@ impl Tpm {
     #[track_caller]
     pub(crate) fn assert_nv(self, guest: &mut Guest, text: &str) {
         let found = guest.check(&match self {
-            Self::V1_2 => format!(". /lib/tpm12.sh && tpm12_nv_read {NV_INDEX} {} | xxd -r -p", text.len()),
-            Self::V2_0 => format!("tpm2_nvread {NV_INDEX} -C o"),
+            Self::V1_2 => format!(". /lib/tpm12.sh && tpm12_nv_read {NV_INDEX_1_2} {} | xxd -r -p", text.len()),
+            Self::V2_0 => format!("tpm2_nvread {NV_INDEX_2_0} -C o"),
         });
         assert_eq!(found, text);
     }

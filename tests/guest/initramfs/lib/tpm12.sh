@@ -34,14 +34,14 @@ tpm12_get_capability() {
     echo "${tpm12_answer#????????}"
 }
 
-# NV memory. As long as the TPM's owner has not locked it, no authorisation is asked for.
+# NV memory. As long as nobody has locked it (TPM_NV_INDEX_LOCK), no authorisation is asked for.
 
-# tpm12_nv_define INDEX SIZE: TPM_NV_DefineSpace, readable and writable by an authorisation of zeroes, in any PCR state and
-# from any locality.
+# tpm12_nv_define INDEX SIZE: TPM_NV_DefineSpace, for the owner to write and for all to read, in any PCR state and from any
+# locality.
 tpm12_nv_define() {
     tpm12_zeroes=0000000000000000000000000000000000000000
     tpm12_pcr_info=00030000001f$tpm12_zeroes
-    tpm12_command "000000cc0018$(printf %08x "$1")$tpm12_pcr_info${tpm12_pcr_info}001700040004000000$(printf %08x "$2")$tpm12_zeroes"
+    tpm12_command "000000cc0018$(printf %08x "$1")$tpm12_pcr_info${tpm12_pcr_info}001700000002000000$(printf %08x "$2")$tpm12_zeroes"
 }
 
 # tpm12_nv_write INDEX TEXT
