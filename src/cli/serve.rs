@@ -120,7 +120,8 @@ impl TryFrom<ServeArgs> for Config {
         let description = match (args.description, &endpoint) {
             (None, _) => None,
             (Some(folder), Endpoint::Path(socket)) => {
-                Some((Description::new(description_of(device, socket.clone()))?, folder))
+                let config = description_of(device.clone(), socket.clone(), args.state_dir.as_deref());
+                Some((Description::new(config)?, folder))
             }
             (Some(_), Endpoint::Descriptor(_)) => bail!("--description needs --socket-path: a VMM connects by path"),
         };
@@ -257,8 +258,11 @@ mod tests {
             ("--backend=simulator", "embedded"),
             ("--tpm-version=3", "2.0"),
             ("--interface=spi", "tis"),
-            ("--machine=microvm", "q35"),
+            ("--machine=microvm", "q35 or pc"),
             ("--pci-address=1f.0", "another slot"),
+            ("--pci-address=06.0/00.0", "--force-behind-bridge"),
+            ("--force-behind-bridge=rp0", "06.0/00.0"),
+            ("--force-behind-bridge=", "--force-behind-bridge"),
             ("--startup=maybe", "clear"),
             ("--log-level=loud", "debug"),
         ] {
