@@ -18,6 +18,7 @@
 mod fifo;
 mod interrupts;
 mod registers;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,10 @@ use crate::tpm::{Locality, PerLocality, TpmVersion};
 use fifo::Fifo;
 use interrupts::Interrupts;
 use registers::{Access, InterfaceId, IntfCapability, Register, Sts};
+
+pub use fifo::{CommandState, CommandStateError};
+pub use interrupts::{InterruptsState, ReservedBits};
+pub use state::{TisState, TisStateError};
 
 /// Bytes of one locality's page.
 const PAGE: u64 = 0x1000;

@@ -5,6 +5,7 @@ mod drivers;
 mod localities;
 mod properties;
 mod registers;
+mod state;
 
 use super::{Tis, TisConfig};
 use crate::frontend::Effect;
