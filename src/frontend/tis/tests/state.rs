@@ -126,7 +126,7 @@ fn byte(possible: u8) -> impl Strategy<Value = u8> {
 }
 
 fn any_localities() -> impl Strategy<Value = LocalitiesState> {
-    let active = prop_oneof![1 => Just(None), 8 => (0..5u8).prop_map(Some), 1 => any::<Option<u8>>()];
+    let active = prop_oneof![4 => Just(None), 8 => (0..5u8).prop_map(Some), 1 => any::<Option<u8>>()];
     (active, byte(0x1f), byte(0x0f), any::<bool>()).prop_map(|(active, requests, been_seized, established)| {
         LocalitiesState { active, requests, been_seized, established }
     })

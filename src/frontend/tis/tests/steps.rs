@@ -6,6 +6,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::tpm::BUFFER_SIZE;
 
 /// One thing that happens to the register file.
 #[derive(Clone, Debug)]
@@ -222,6 +223,7 @@ impl Checked {
         let active = self.active();
         assert!(active.len() <= 1, "invariant 1: at most one active locality, not {active:?}");
         assert_eq!(self.guest.tis.is_busy(), self.outstanding);
+        assert!(self.guest.tis.command().len() <= BUFFER_SIZE, "invariant 5: a command that fits the buffer");
         if self.owner_of_command.is_some_and(|owner| active != [owner]) {
             self.owner_of_command = None;
         }
@@ -266,6 +268,7 @@ impl Checked {
         if burst != 0 {
             self.check_burst(number, burst.into());
         }
+        self.check_last_byte(number);
 
         if data {
             assert_eq!(self.owner_of_command, Some(number), "invariant 7: a response of one's own command");
@@ -276,6 +279,38 @@ impl Checked {
         }
         if self.outstanding && self.owner_of_command.is_none() {
             assert_eq!(status, 0, "another's command shows nothing");
+        }
+    }
+
+    /// Invariant 4: what is left of a command or a response ends exactly with its last byte; such a command can run.
+    fn check_last_byte(&self, number: u64) {
+        let mut copy = Guest { tis: self.guest.tis.clone() };
+        match copy.tis.state().command {
+            CommandState::Reception { received, missing: Some(missing) } if missing < 10_000 => {
+                let rest = vec![0xaa; missing];
+                if let Some((_, but_one)) = rest.split_last() {
+                    but_one.chunks(64).for_each(|chunk| assert_eq!(copy.write(number, XDATA_FIFO, chunk), None));
+                    assert_eq!(copy.read8(number, STS), VALID | EXPECT, "invariant 4");
+                    // Not by the other door: at its address locality 4 has TPM_HASH_DATA.
+                    copy.write8(number, XDATA_FIFO, 0xaa);
+                }
+                assert_eq!(copy.read8(number, STS), VALID, "invariant 4");
+                let size = u32::from_be_bytes(received[2..6].try_into().expect("4 bytes"));
+                let fits = (10..=BUFFER_SIZE).contains(&usize::try_from(size).expect("64 bits"));
+                assert_eq!(copy.write8(number, STS, GO).is_some(), fits, "invariant 5: whole commands run");
+            }
+            CommandState::Completion { response, offset } => {
+                assert!(offset <= response.len() && response.len() <= BUFFER_SIZE);
+                if let Some((last, but_one)) = response[offset..].split_last() {
+                    let mut data = vec![0; but_one.len()];
+                    data.chunks_mut(64).for_each(|chunk| copy.tis.read(number * 0x1000 + XDATA_FIFO, chunk));
+                    assert_eq!(data, but_one);
+                    assert_eq!(copy.read8(number, STS), VALID | DATA_AVAIL, "invariant 4");
+                    assert_eq!(copy.read8(number, XDATA_FIFO), *last);
+                }
+                assert_eq!(copy.read8(number, STS), VALID, "invariant 4");
+            }
+            _ => {}
         }
     }
 
