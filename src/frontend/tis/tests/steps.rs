@@ -146,8 +146,8 @@ impl Checked {
     pub(super) fn run(&mut self, step: Step) {
         for event in step.events(&mut self.guest.tis) {
             self.happen(&event);
-            self.check();
         }
+        self.check();
     }
 
     pub(super) fn into_tis(self) -> Tis {
