@@ -54,8 +54,8 @@ impl Localities {
     }
 
     /// The ownership that [`state`](Self::state) gave.
-    pub(in crate::frontend) fn from_state(state: &LocalitiesState) -> Result<Self, LocalitiesStateError> {
-        let LocalitiesState { active, requests, been_seized, established } = *state;
+    pub(in crate::frontend) fn from_state(state: LocalitiesState) -> Result<Self, LocalitiesStateError> {
+        let LocalitiesState { active, requests, been_seized, established } = state;
         let active = match active {
             Some(number) => Some(Locality::new(number).ok_or(LocalitiesStateError::NoSuchLocality(number))?),
             None => None,
@@ -63,9 +63,9 @@ impl Localities {
         let requests = LocalitySet::from_bits("requestUse", requests)?;
         let been_seized = LocalitySet::from_bits("beenSeized", been_seized)?;
         match active {
-            None if !requests.is_empty() => return Err(LocalitiesStateError::NothingToWaitFor(requests.0)),
-            Some(owner) if requests.contains(owner) => return Err(LocalitiesStateError::OwnerWaits(owner.number())),
-            _ if been_seized.contains(Locality::FOUR) => return Err(LocalitiesStateError::HighestSeized),
+            None if !requests.is_empty() => Err(LocalitiesStateError::NothingToWaitFor(requests.0)),
+            Some(owner) if requests.contains(owner) => Err(LocalitiesStateError::OwnerWaits(owner.number())),
+            _ if been_seized.contains(Locality::FOUR) => Err(LocalitiesStateError::HighestSeized),
             _ => Ok(Self { active, requests, been_seized, established }),
         }
     }
@@ -87,13 +87,13 @@ mod tests {
         LocalitiesState { active: Some(2), requests: 0b01011, been_seized: 0b00011, established: true };
 
     fn refusal(state: LocalitiesState) -> LocalitiesStateError {
-        Localities::from_state(&state).expect_err("a refusal")
+        Localities::from_state(state).expect_err("a refusal")
     }
 
     #[test]
     fn what_goes_in_comes_out() {
         for state in [OWNED, LocalitiesState::default()] {
-            assert_eq!(Localities::from_state(&state).map(|localities| localities.state()), Ok(state));
+            assert_eq!(Localities::from_state(state).map(|localities| localities.state()), Ok(state));
         }
     }
 

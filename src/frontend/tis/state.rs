@@ -98,7 +98,7 @@ impl Tis {
         }
         let tis = Self {
             config,
-            localities: Localities::from_state(localities)?,
+            localities: Localities::from_state(*localities)?,
             interrupts,
             interface_id: import_interface_id(*interface_id)?,
             fifo: Fifo::from_state(config.version, command)?,

@@ -88,6 +88,12 @@ mod tests {
         (0..260u64, prop::collection::vec(any::<u8>(), 0..9))
     }
 
+    fn write_all(config: &mut ConfigSpace, writes: &[(u64, Vec<u8>)]) {
+        for (offset, data) in writes {
+            config.write(*offset, data);
+        }
+    }
+
     fn import(content: Vec<u8>) -> Result<ConfigSpace, ConfigSpaceStateError> {
         ConfigSpace::from_state(IDENTITY, bar(), &ConfigSpaceState { content })
     }
@@ -133,7 +139,7 @@ mod tests {
             after in prop::collection::vec(write(), 0..20),
         ) {
             let mut original = fresh();
-            before.iter().for_each(|(offset, data)| original.write(*offset, data));
+            write_all(&mut original, &before);
             let json = serde_json::to_string(&original.state()).unwrap();
             let mut copy = ConfigSpace::from_state(IDENTITY, bar(), &serde_json::from_str(&json).unwrap()).unwrap();
             prop_assert_eq!(&copy, &original);
@@ -150,7 +156,7 @@ mod tests {
             prop_assert_eq!(copy, fresh());
         }
 
-        /// What is written comes as far as the device has bits for it; flipped bits are mostly those that it has not.
+        /// The device keeps of what is written the bits that it has; what is flipped then may be others.
         #[test]
         fn any_state_is_refused_or_one_that_writes_lead_to(
             written in prop::collection::vec(any::<u8>(), CONFIG_SIZE),
@@ -160,13 +166,15 @@ mod tests {
             let mut reached = fresh();
             reached.write(0, &written);
             let mut content = reached.state().content;
-            flips.into_iter().for_each(|(offset, bits)| content[offset] ^= bits);
+            for (offset, bits) in flips {
+                content[offset] ^= bits;
+            }
             let Ok(mut config) = import(content.clone()) else { return Ok(()) };
 
             let mut same = fresh();
             same.write(0, &content);
             prop_assert_eq!(&config, &same);
-            writes.iter().for_each(|(offset, data)| config.write(*offset, data));
+            write_all(&mut config, &writes);
             prop_assert!(import(config.state().content).is_ok());
         }
 

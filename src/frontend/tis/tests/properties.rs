@@ -28,7 +28,7 @@ proptest! {
     #[test]
     fn the_invariants_hold_under_any_accesses(config in any_config(), steps in steps(120)) {
         let mut checked = Checked::new(Tis::new(config));
-        steps.into_iter().for_each(|step| checked.run(step));
+        checked.run_all(steps);
     }
 
     /// Invariant 4, and that all bytes arrive in order.

@@ -184,7 +184,7 @@ proptest! {
     #[test]
     fn a_copy_behaves_as_the_original(config in any_config(), before in steps(60), after in steps(60)) {
         let mut original = Checked::new(Tis::new(config));
-        before.into_iter().for_each(|step| original.run(step));
+        original.run_all(before);
         let mut original = original.into_tis();
         let mut copy = Tis::from_state(config, &original.state()).expect("what was exported");
         for step in after {
@@ -205,7 +205,7 @@ proptest! {
         if let Ok(tis) = Tis::from_state(config, &state) {
             prop_assert_eq!(tis.state(), state);
             let mut checked = Checked::new(tis);
-            steps.into_iter().for_each(|step| checked.run(step));
+            checked.run_all(steps);
         }
     }
 }

@@ -143,11 +143,13 @@ impl Checked {
         checked
     }
 
-    pub(super) fn run(&mut self, step: Step) {
-        for event in step.events(&mut self.guest.tis) {
-            self.happen(&event);
+    pub(super) fn run_all(&mut self, steps: Vec<Step>) {
+        for step in steps {
+            for event in step.events(&mut self.guest.tis) {
+                self.happen(&event);
+            }
+            self.check();
         }
-        self.check();
     }
 
     pub(super) fn into_tis(self) -> Tis {
@@ -335,7 +337,7 @@ impl Checked {
                 match before {
                     CommandState::Reception { missing: Some(before), .. } => assert_eq!(missing, Some(before - burst)),
                     CommandState::Reception { received: before, .. } => {
-                        assert_eq!(received.len(), before.len() + burst)
+                        assert_eq!(received.len(), before.len() + burst);
                     }
                     _ => assert_eq!(received.len(), burst),
                 }
