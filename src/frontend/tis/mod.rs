@@ -14,6 +14,10 @@
 //! 6. A non-zero `burstCount` bytes can be transferred without looking at the status again; it never exceeds 248.
 //! 7. A response reaches only the locality that started its command, and only while it keeps the TPM.
 //! 8. No access, whatever its offset, width or data, fails.
+//! 9. Each state that is reached can be exported and imported, and the copy behaves as the original.
+//!
+//! `tests/steps.rs` checks these by their numbers after each of any sequence of accesses. [`Tis::from_state`] refuses a
+//! state in which they would not hold.
 
 mod fifo;
 mod interrupts;

@@ -88,7 +88,7 @@ impl Tis {
     /// a command under way, if [`is_busy`](Self::is_busy): see [`TisState`].
     ///
     /// # Errors
-    /// [`TisStateError`] for a state in which what [always holds](super::tis) would not.
+    /// [`TisStateError`] for a state in which what [always holds](crate::frontend::tis) would not.
     pub fn from_state(config: TisConfig, state: &TisState) -> Result<Self, TisStateError> {
         let TisState { localities, interrupts: interrupts_state, interface_id, command } = state;
         let mut interrupts = PerLocality::all(Interrupts::POWER_ON);

@@ -181,6 +181,7 @@ fn any_state() -> impl Strategy<Value = TisState> {
 }
 
 proptest! {
+    /// Invariant 9.
     #[test]
     fn a_copy_behaves_as_the_original(config in any_config(), before in steps(60), after in steps(60)) {
         let mut original = Checked::new(Tis::new(config));

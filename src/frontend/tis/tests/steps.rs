@@ -244,7 +244,7 @@ impl Checked {
         }
         let state = self.guest.tis.state();
         let imported = Tis::from_state(config, &state).map(|copy| copy.state());
-        assert_eq!(imported, Ok(state), "what is reached can be exported and imported");
+        assert_eq!(imported, Ok(state), "invariant 9: what is reached can be imported");
     }
 
     fn check_owner(&mut self, number: u64) {
