@@ -55,6 +55,12 @@ impl Description {
         })
     }
 
+    /// The arguments that attach the device to QEMU, with the tables in `folder` (a relative path is taken from the
+    /// current directory). Not to be passed through a shell unquoted.
+    pub fn qemu_arguments(&self, folder: &Path) -> Result<Vec<String>, DescriptionError> {
+        qemu::arguments(self, &absolute(folder, "description's folder")?)
+    }
+
     /// All files, as they are to be in `folder` (a relative path is taken from the current directory): the tables,
     /// `qemu-device.json`, and at last `tpm.json`, which names the others. Writes nothing.
     pub fn files(&self, folder: &Path) -> Result<Vec<File>, DescriptionError> {

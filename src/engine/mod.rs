@@ -57,6 +57,7 @@ pub struct Engine {
     /// No guest's command has run since `_TPM_Init`, so that another one would change nothing.
     pristine: bool,
     first_start: FirstStart,
+    on_first_start: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// What the backend is doing.
@@ -120,7 +121,13 @@ impl Engine {
             established: false,
             pristine: false,
             first_start: FirstStart::Awaited,
+            on_first_start: None,
         }
+    }
+
+    /// Has `action` called when the TPM is up for the first time.
+    pub fn on_first_start(&mut self, action: impl FnOnce() + Send + 'static) {
+        self.on_first_start = Some(Box::new(action));
     }
 
     /// `_TPM_Init`: shuts a running TPM down in order and starts it anew. What the guest has under way is forgotten.
@@ -367,6 +374,9 @@ impl Engine {
         } else {
             log::debug!("the TPM is up");
             self.first_start = FirstStart::Done;
+            if let Some(action) = self.on_first_start.take() {
+                action();
+            }
             self.pristine = true;
             self.phase = Phase::Idle;
             self.advance(now);
