@@ -47,7 +47,13 @@ impl Run {
     #[track_caller]
     fn start(dir: TempDir, flags: &[&str], command: &[&str], launcher: &[&str], input: Stdio) -> Self {
         let args = [
-            &["--chdir", dir.path().to_str().unwrap(), &format!("TMPDIR={}", dir.path().join("tmp").display())],
+            // A shell cannot trap what was ignored when it was started, as by a test runner in the background.
+            &[
+                "--default-signal",
+                "--chdir",
+                dir.path().to_str().unwrap(),
+                &format!("TMPDIR={}", dir.path().join("tmp").display()),
+            ],
             launcher,
             &[PROGRAM, "run"],
             flags,
@@ -158,10 +164,10 @@ fn folder() -> TempDir {
 }
 
 /// Shell: says `started` and waits until it is released.
-const WAIT: &str = "echo started; read x <go;";
+const WAIT: &str = "echo qemu is there; read x <go;";
 
 /// Shell: waits for signals; `$!` has to be killed at the end.
-const IDLE: &str = "sleep 600 & echo started; while :; do wait; done";
+const IDLE: &str = "sleep 600 & echo qemu is there; while :; do wait; done";
 
 #[test]
 fn qemu_gets_the_users_arguments_and_then_what_attaches_the_tpm() {
@@ -214,7 +220,7 @@ fn signals_are_passed_on_to_qemu() {
         (Signal::SIGUSR2, "USR2"),
     ] {
         let mut run = Run::script(&[], &format!("trap 'kill $!; echo caught {name}; exit 3' {name}; {IDLE}"));
-        run.wait_for("started");
+        run.wait_for("qemu is there");
         run.server();
         kill(run.pid(), signal).unwrap();
         let output = run.ends_with(3);
@@ -225,7 +231,7 @@ fn signals_are_passed_on_to_qemu() {
 #[test]
 fn a_qemu_that_ignores_signals_keeps_its_tpm() {
     let mut run = Run::script(&[], &format!("trap '' TERM INT; {WAIT} test -S \"$TMPDIR\"/*/socket && exit 5"));
-    run.wait_for("started");
+    run.wait_for("qemu is there");
     run.server();
     kill(run.pid(), Signal::SIGTERM).unwrap();
     kill(run.pid(), Signal::SIGINT).unwrap();
@@ -250,12 +256,12 @@ fn a_signal_while_the_server_starts_leaves_nothing_behind() {
 #[test]
 fn the_server_shuts_its_tpm_down_after_qemu() {
     let mut run = Run::script(&["--log-level=debug"], &format!("{WAIT} echo qemu ends"));
-    run.wait_for("started");
+    run.wait_for("qemu is there");
     run.server();
     run.release("go");
     let output = run.ends_with(0);
     let at = |text| output.find(text).unwrap_or_else(|| panic!("{text:?} is not in {output}"));
-    assert!(at("the TPM is up") < at("started") && at("started") < at("qemu ends"), "{output}");
+    assert!(at("the TPM is up") < at("qemu is there") && at("qemu is there") < at("qemu ends"), "{output}");
     assert!(at("qemu ends") < at("INFO ] ending, for signal 15") && output.contains("INFO ] ended"), "{output}");
 }
 
@@ -271,7 +277,7 @@ fn lines_of_the_log_are_told_apart_from_qemus() {
 fn qemu_goes_on_when_the_server_dies_and_the_status_tells() {
     for (qemu_ends, status) in [(0, 1), (4, 4)] {
         let mut run = Run::script(&["--log-level=error"], &format!("{WAIT} exit {qemu_ends}"));
-        run.wait_for("started");
+        run.wait_for("qemu is there");
         kill(run.server(), Signal::SIGKILL).unwrap();
         run.wait_for("THE TPM IS LOST");
         run.release("go");
@@ -282,7 +288,7 @@ fn qemu_goes_on_when_the_server_dies_and_the_status_tells() {
 #[test]
 fn a_server_that_somebody_else_ended_is_a_lost_tpm_too() {
     let mut run = Run::script(&[], WAIT);
-    run.wait_for("started");
+    run.wait_for("qemu is there");
     kill(run.server(), Signal::SIGTERM).unwrap();
     run.wait_for("THE TPM IS LOST");
     run.release("go");
@@ -340,12 +346,13 @@ fn standard_input_is_qemus() {
 
 #[test]
 fn qemu_begins_as_if_it_had_been_started_alone() {
-    let output =
-        Run::script(&[], "grep SigBlk /proc/self/status; echo \"notify=$NOTIFY_SOCKET\"; ls /proc/self/fd").end();
-    let alone = Command::new("setpriv").args(["--", "ls", "/proc/self/fd"]).output().unwrap();
-    let alone = String::from_utf8(alone.stdout).unwrap();
-    assert!(output.1.contains("SigBlk:\t0000000000000000\nnotify=\n"), "{}", output.1);
-    assert!(output.1.contains(&alone), "{} is not {alone}", output.1);
+    for script in
+        ["exec grep -E '^Sig(Blk|Ign|Cgt)' /proc/self/status", "exec ls /proc/self/fd", "echo \"<$NOTIFY_SOCKET>\""]
+    {
+        let alone = Command::new("env").args(["--default-signal", "sh", "-c", script]).output().unwrap();
+        let as_qemu = Run::script(&["--log-level=error"], script).ends_with(0);
+        assert_eq!(as_qemu, String::from_utf8(alone.stdout).unwrap(), "{script}");
+    }
 }
 
 #[test]
@@ -355,7 +362,7 @@ fn ctrl_c_reaches_qemu_once_and_the_server_not_at_all() {
     // In a session of its own, with the terminal.
     let launcher = ["setsid", "--ctty"];
     let mut run = Run::start(folder(), &[], &["/bin/sh", "-c", &script], &launcher, pty.slave.into());
-    run.wait_for("started");
+    run.wait_for("qemu is there");
     run.server();
     let terminal: OwnedFd = pty.master;
     nix::unistd::write(&terminal, b"\x03").unwrap();

@@ -32,6 +32,8 @@ enum Command {
     Run(run::RunArgs),
     Describe(describe::DescribeArgs),
     #[command(hide = true)]
+    Launch(run::LaunchArgs),
+    #[command(hide = true)]
     Worker(worker::WorkerArgs),
 }
 
@@ -46,6 +48,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         None => serve::run(cli.serve).map(|()| ExitCode::SUCCESS),
         Some(Command::Run(args)) => run::run(&args),
+        Some(Command::Launch(args)) => run::launch(&args),
         Some(Command::Describe(args)) => describe::run(args).map(|()| ExitCode::SUCCESS),
         Some(Command::Worker(args)) => worker::run(&args).map(|()| ExitCode::SUCCESS),
     };

@@ -5,11 +5,11 @@
 //! take the TPM away before QEMU has ended.
 
 mod folder;
+mod launch;
 mod processes;
 mod qemu;
 
 use std::ffi::OsString;
-use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -27,6 +27,7 @@ use super::serve::TpmArgs;
 use super::start_log;
 use crate::description::Description;
 use folder::PrivateFolder;
+pub(super) use launch::{LaunchArgs, launch};
 use processes::{Event, Process, Reach, Signals};
 
 /// Start QEMU with the TPM attached, and end the TPM with it
@@ -55,10 +56,6 @@ pub(super) struct RunArgs {
     command: Vec<OsString>,
 }
 
-/// No such program, and one that cannot be started, as shells say it.
-const NOT_FOUND: u8 = 127;
-const NOT_EXECUTABLE: u8 = 126;
-
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     start_log(args.tpm.log_level);
     // Before there is anything that a signal could leave behind.
@@ -71,8 +68,8 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let attach = Description::new(description_of(device, socket.clone()))?.qemu_arguments(&tables)?;
     let [program, user @ ..] = &*args.command else { bail!("give QEMU's command after --") };
     let arguments = qemu::arguments(user, device.placement.machine(), &socket, attach)?;
-    let mut qemu = Command::new(program);
-    qemu.args(arguments);
+    let mut qemu = this_program();
+    qemu.args([launch::SUBCOMMAND, "--"]).arg(program).args(arguments);
 
     let notify = folder.path().join("ready");
     let ready =
@@ -95,11 +92,16 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(if code == 0 && !status.success() { 1 } else { code }))
 }
 
+fn this_program() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(env!("CARGO_PKG_NAME"));
+    command
+}
+
 /// This program as the server, with the flags of `run`.
 fn server_command(notify: &Path) -> Command {
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = this_program();
     command
-        .arg0(env!("CARGO_PKG_NAME"))
         .args(own_flags(std::env::args_os()))
         .env(ready::VARIABLE, notify)
         // What is typed is for QEMU, and so is what a terminal sends to a whole group of processes.
@@ -121,13 +123,7 @@ fn serve(signals: &Signals, ready: &ReadySocket, server: &mut Process, qemu: &mu
         log::info!("{signal} before QEMU was started");
         return Ok(died_of(signal as i32));
     }
-    let mut qemu = match Process::start(qemu) {
-        Ok(qemu) => qemu,
-        Err(error) => {
-            eprintln!("vfio-user-tpm: cannot start {:?}: {error}", qemu.get_program());
-            return Ok(if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE });
-        }
-    };
+    let mut qemu = Process::start(qemu).context("cannot start a process for QEMU")?;
     let mut tpm_lost = false;
     loop {
         match signals.next()? {

@@ -38,7 +38,7 @@ pub(super) enum Reach {
 pub(super) struct Signals(SignalFd);
 
 impl Signals {
-    /// Blocks the signals, so that they wait to be taken from here. Processes that are started begin with none blocked.
+    /// Blocks the signals, so that they wait to be taken from here. Processes that are started have them blocked too.
     pub(super) fn block() -> nix::Result<Self> {
         let mask = FOR_QEMU.into_iter().chain([Signal::SIGCHLD]).collect::<SigSet>();
         mask.thread_block()?;
