@@ -2,9 +2,17 @@
 //! hierarchy, and an orderly Shutdown before power is cut.
 //!
 //! Sources: TCG PC Client Platform Firmware Profile (the platform hierarchy is closed before anything else runs);
-//! TPM 2.0 Library Part 3, sections 9.3 (TPM2_Startup), 9.4 (TPM2_Shutdown), 24.8 (TPM2_HierarchyChangeAuth).
+//! TPM 2.0 Library Part 3, sections 9.3 (TPM2_Startup), 9.4 (TPM2_Shutdown), 24.8 (TPM2_HierarchyChangeAuth);
+//! TPM Main 1.2 Part 3, TPM_Startup and TSC_PhysicalPresence.
 
 use crate::tpm::{Header, TpmVersion};
+
+const TPM_TAG_RQU_COMMAND: u16 = 0x00c1;
+const TPM_ORD_STARTUP: u32 = 0x99;
+const TSC_ORD_PHYSICAL_PRESENCE: u32 = 0x4000_000a;
+const TPM_ST_CLEAR: [u8; 2] = [0, 1];
+const TPM_PHYSICAL_PRESENCE_CMD_ENABLE: [u8; 2] = [0, 0x20];
+const TPM_PHYSICAL_PRESENCE_NOTPRESENT_LOCK: [u8; 2] = [0, 0x10 | 0x04];
 
 const TPM_ST_NO_SESSIONS: u16 = 0x8001;
 const TPM_ST_SESSIONS: u16 = 0x8002;
@@ -64,7 +72,8 @@ impl Platform {
     /// The commands to send after `_TPM_Init`, in order. Each must succeed before a guest may use the TPM.
     ///
     /// The platform hierarchy is closed by a random authorization value that nobody keeps, so that a guest's root can
-    /// neither clear the TPM nor change what belongs to the platform. The hierarchy stays enabled, as on a PC.
+    /// neither clear the TPM nor change what belongs to the platform. The hierarchy stays enabled, as on a PC. TPM 1.2
+    /// has no such hierarchy; there, physical presence is locked until the next start, to the same end.
     ///
     /// # Errors
     /// If the system has no random numbers to give.
@@ -73,8 +82,22 @@ impl Platform {
         Ok(match (self.policy, self.version) {
             (StartupPolicy::None, _) => Vec::new(),
             (StartupPolicy::Clear, TpmVersion::V1_2) => {
-                // TPM_TAG_RQU_COMMAND, TPM_ORD_Startup, TPM_ST_CLEAR. TPM 1.2 has no platform hierarchy.
-                vec![Step { name: "TPM_Startup(CLEAR)", command: command(0x00c1, 0x99, &[&[0, 1]]) }]
+                let presence = |value| command(TPM_TAG_RQU_COMMAND, TSC_ORD_PHYSICAL_PRESENCE, &[value]);
+                vec![
+                    Step {
+                        name: "TPM_Startup(ST_CLEAR)",
+                        command: command(TPM_TAG_RQU_COMMAND, TPM_ORD_STARTUP, &[&TPM_ST_CLEAR]),
+                    },
+                    // Without the first, a TPM takes no word about physical presence, the second included.
+                    Step {
+                        name: "TSC_PhysicalPresence(CMD_ENABLE)",
+                        command: presence(&TPM_PHYSICAL_PRESENCE_CMD_ENABLE),
+                    },
+                    Step {
+                        name: "TSC_PhysicalPresence(NOTPRESENT, LOCK)",
+                        command: presence(&TPM_PHYSICAL_PRESENCE_NOTPRESENT_LOCK),
+                    },
+                ]
             }
             (StartupPolicy::Clear, TpmVersion::V2_0) => {
                 let startup = command(TPM_ST_NO_SESSIONS, TPM_CC_STARTUP, &[&TPM_SU_CLEAR]);
@@ -193,8 +216,12 @@ mod tests {
     }
 
     #[test]
-    fn a_tpm_1_2_gets_its_own_startup() {
-        let steps = Platform::new(TpmVersion::V1_2, StartupPolicy::Clear).startup().unwrap();
+    fn a_tpm_1_2_gets_its_own_startup_and_its_physical_presence_is_locked() {
+        let platform = &mut Platform::new(TpmVersion::V1_2, StartupPolicy::Clear);
+        let steps = platform.startup().unwrap();
         assert_eq!(steps[0].command, [0, 0xc1, 0, 0, 0, 12, 0, 0, 0, 0x99, 0, 1]);
+        assert_eq!(steps.last().unwrap().command, [0, 0xc1, 0, 0, 0, 12, 0x40, 0, 0, 0x0a, 0, 0x14]);
+        assert!(steps.iter().all(is_whole));
+        assert_eq!(platform.shutdown(), None);
     }
 }
