@@ -190,6 +190,16 @@ fn qemu_gets_the_users_arguments_and_then_what_attaches_the_tpm() {
 }
 
 #[test]
+fn qemu_gets_the_machine_and_the_tables_that_the_flags_say() {
+    let flags = ["--machine=pc", "--tpm-version=1.2"];
+    let output = Run::script(&flags, "for argument; do echo \"<$argument>\"; done").ends_with(0);
+    for argument in ["<-machine>\n<pc>\n", "/tcpa.aml>", "<PIIX4_PM.disable_s3=1>"] {
+        assert!(output.contains(argument), "{output}");
+    }
+    assert!(output.contains("TPM 1.2"), "{output}");
+}
+
+#[test]
 fn the_exit_status_is_qemus() {
     Run::script(&[], "exit 0").ends_with(0);
     Run::script(&[], "exit 7").ends_with(7);

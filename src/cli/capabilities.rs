@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::Cli;
 use super::serve::BackendKind;
 use crate::acpi::{Interface, Machine};
+use crate::tpm::TpmVersion;
 
 const FLAG: &str = "print-capabilities";
 
@@ -24,6 +25,8 @@ struct Capabilities {
     /// Flags of the command line that are understood, without their dashes.
     features: Vec<String>,
     backends: Vec<String>,
+    #[serde(rename = "tpm-versions")]
+    tpm_versions: [String; 2],
     interfaces: Vec<&'static str>,
     machines: Vec<&'static str>,
 }
@@ -54,6 +57,7 @@ pub(super) fn json() -> String {
         version: env!("CARGO_PKG_VERSION"),
         features: flags.map(str::to_owned).collect(),
         backends: backends.map(|backend| backend.get_name().to_owned()).collect(),
+        tpm_versions: [TpmVersion::V2_0, TpmVersion::V1_2].map(|version| version.to_string()),
         interfaces: Interface::ALL.iter().map(|interface| interface.name()).collect(),
         machines: Machine::ALL.iter().map(|machine| machine.name()).collect(),
     };
@@ -85,7 +89,12 @@ mod tests {
         assert_eq!(json["type"], "tpm");
         let features: Vec<_> = json["features"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
         assert!(features.contains(&"state-dir") && !features.contains(&"help"), "{features:?}");
-        for (flag, values) in [("backend", "backends"), ("interface", "interfaces"), ("machine", "machines")] {
+        for (flag, values) in [
+            ("backend", "backends"),
+            ("tpm-version", "tpm-versions"),
+            ("interface", "interfaces"),
+            ("machine", "machines"),
+        ] {
             assert!(features.contains(&flag));
             for value in json[values].as_array().unwrap() {
                 let flag = format!("--{flag}={}", value.as_str().unwrap());

@@ -40,7 +40,7 @@ pub(super) struct TpmArgs {
     /// Folder for the TPM's state; it is created if it is missing. Without one, the TPM and its secrets
     /// are gone when the program ends
     #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
+    pub(super) state_dir: Option<PathBuf>,
 
     /// Which TPM is behind the registers
     #[arg(long, value_enum, default_value = "embedded")]
@@ -128,7 +128,8 @@ impl TryFrom<ServeArgs> for Config {
         let description = match (description, &endpoint) {
             (None, _) => None,
             (Some(folder), Endpoint::Path(socket)) => {
-                Some((Description::new(description_of(device, socket.clone()))?, folder))
+                let config = description_of(device.clone(), socket.clone(), args.state_dir.as_deref());
+                Some((Description::new(config)?, folder))
             }
             (Some(_), Endpoint::Descriptor(_)) => bail!("--description needs --socket-path: a VMM connects by path"),
         };
@@ -260,8 +261,11 @@ mod tests {
             ("--backend=simulator", "embedded"),
             ("--tpm-version=3", "2.0"),
             ("--interface=spi", "tis"),
-            ("--machine=microvm", "q35"),
+            ("--machine=microvm", "q35 or pc"),
             ("--pci-address=1f.0", "another slot"),
+            ("--pci-address=06.0/00.0", "--force-behind-bridge"),
+            ("--force-behind-bridge=rp0", "06.0/00.0"),
+            ("--force-behind-bridge=", "--force-behind-bridge"),
             ("--startup=maybe", "clear"),
             ("--log-level=loud", "log-level"),
         ] {

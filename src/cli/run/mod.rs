@@ -65,9 +65,11 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let socket = args.socket_path.clone().unwrap_or_else(|| folder.path().join("socket"));
     let tables = args.description.clone().unwrap_or_else(|| folder.path().to_owned());
     let device = args.tpm.device.device()?;
-    let attach = Description::new(description_of(device, socket.clone()))?.qemu_arguments(&tables)?;
+    let machine = device.placement.machine();
+    let description = description_of(device, socket.clone(), args.tpm.state_dir.as_deref());
+    let attach = Description::new(description)?.qemu_arguments(&tables)?;
     let [program, user @ ..] = &*args.command else { bail!("give QEMU's command after --") };
-    let arguments = qemu::arguments(user, device.placement.machine(), &socket, attach)?;
+    let arguments = qemu::arguments(user, machine, &socket, attach)?;
     let mut qemu = this_program();
     qemu.args([launch::SUBCOMMAND, "--"]).arg(program).args(arguments);
 

@@ -88,9 +88,13 @@ mod tests {
     use super::*;
 
     fn with(user: &str) -> Result<String, CommandError> {
+        on(Machine::Q35, user)
+    }
+
+    fn on(machine: Machine, user: &str) -> Result<String, CommandError> {
         let user: Vec<_> = user.split_whitespace().map(OsString::from).collect();
         let attach = vec!["-device".to_owned(), "TPM".to_owned()];
-        let arguments = arguments(&user, Machine::Q35, Path::new("/run/tpm.sock"), attach)?;
+        let arguments = arguments(&user, machine, Path::new("/run/tpm.sock"), attach)?;
         Ok(arguments.join(OsStr::new(" ")).into_string().unwrap())
     }
 
@@ -117,6 +121,13 @@ mod tests {
         ] {
             assert_eq!(with(user).unwrap(), format!("{user} -device TPM"));
         }
+    }
+
+    #[test]
+    fn a_pc_is_no_q35() {
+        assert_eq!(on(Machine::Pc, "-m 1G").unwrap(), "-m 1G -machine pc -device TPM");
+        assert_eq!(on(Machine::Pc, "-M pc-i440fx-10.1").unwrap(), "-M pc-i440fx-10.1 -device TPM");
+        assert!(on(Machine::Pc, "-M pc-q35-10.1").is_err());
     }
 
     #[test]
