@@ -11,7 +11,9 @@ mod worker;
 use std::io::Write;
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
+use log::LevelFilter;
 use nix::sys::signal::{SigSet, Signal};
 
 /// A virtual TPM in a process of its own, served to a virtual machine over vfio-user.
@@ -41,8 +43,8 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     if capabilities::are_asked_for(std::env::args_os()) {
-        println!("{}", capabilities::json());
-        return ExitCode::SUCCESS;
+        let printed = writeln!(std::io::stdout(), "{}", capabilities::json());
+        return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let cli = Cli::parse();
     let result = match cli.command {
@@ -53,14 +55,21 @@ pub fn main() -> ExitCode {
         Some(Command::Worker(args)) => worker::run(&args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("vfio-user-tpm: {error:#}");
+        // Standard error may be of no use, and there is nobody else to tell.
+        let _ = writeln!(std::io::stderr(), "vfio-user-tpm: {error:#}");
         ExitCode::FAILURE
     })
 }
 
+/// Parses a log level, with a message that lists them.
+fn log_level() -> impl TypedValueParser<Value = LevelFilter> {
+    PossibleValuesParser::new(["off", "error", "warn", "info", "debug", "trace"])
+        .try_map(|level| level.parse::<LevelFilter>())
+}
+
 /// Log lines go to standard error, which may be a terminal that other programs write to as well: the program's name is
 /// in front of each.
-fn start_log(level: log::LevelFilter) {
+fn start_log(level: LevelFilter) {
     // A process in the background of a terminal with `tostop` would be stopped by its first line, and a VM would wait
     // for its TPM. Where the signal is blocked, the line is written.
     let _ = SigSet::from_iter([Signal::SIGTTOU]).thread_block();

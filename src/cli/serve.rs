@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::device_args::{DeviceArgs, description_of};
-use super::{ready, start_log};
+use super::{log_level, ready, start_log};
 use crate::acpi::TpmDevice as DeviceDescription;
 use crate::backend::embedded::{Embedded, EmbeddedConfig};
 use crate::description::Description;
@@ -19,7 +19,7 @@ use crate::engine::{Engine, Wakeup};
 use crate::frontend::tis::TisConfig;
 use crate::platform::{Platform, StartupPolicy};
 use crate::state::StateFolder;
-use crate::vfio_user::{DEVICE_TOKEN, Listener, Server};
+use crate::vfio_user::{DEVICE_TOKEN, Listener, Server, SocketClaim};
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
@@ -62,8 +62,8 @@ pub(super) struct TpmArgs {
     #[arg(long)]
     guest_locality_4: bool,
 
-    /// What to log to standard error: off, error, warn, info, debug, trace
-    #[arg(long, default_value = "info", value_name = "LEVEL")]
+    /// What to log to standard error
+    #[arg(long, default_value = "info", value_name = "LEVEL", value_parser = log_level())]
     pub(super) log_level: log::LevelFilter,
 }
 
@@ -161,19 +161,22 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
     start_log(config.log_level);
     // Blocked before anything else, so that a signal at any time ends the program in order.
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
     signals.thread_block().context("cannot block signals")?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .context("cannot receive signals")?;
 
     let state = config.state_dir.as_deref().map(StateFolder::open).transpose()?;
-    // In this order: the lock keeps a second server from the files of the first, and who finds the socket finds the
-    // description complete.
-    if let Some((description, folder)) = &config.description {
-        description.write_to(folder)?;
-    }
     let listener = match &config.endpoint {
-        Endpoint::Path(path) => Listener::bind(path)?,
+        Endpoint::Path(path) => {
+            // What is in the way of serving comes to light before anything is written; and who can connect finds the
+            // description complete.
+            let claim = SocketClaim::new(path)?;
+            if let Some((description, folder)) = &config.description {
+                description.write_to(folder)?;
+            }
+            claim.listen()?
+        }
         Endpoint::Descriptor(fd) => Listener::from_fd(inherited(*fd)?)?,
     };
     let server = Server::new(listener)?;
@@ -194,7 +197,10 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     engine.on_first_start(ready::announce);
     let mut device = TpmDevice::new(config.device.identity, config.registers, engine, config.reset_on_connect);
     server.run(&mut device, &signals)?;
-    log::info!("ended");
+    match device.stop_failure() {
+        None => log::info!("ended"),
+        Some(reason) => bail!("the TPM was not stopped in order, and its last change may be lost: {reason}"),
+    }
     Ok(())
 }
 
@@ -267,7 +273,7 @@ mod tests {
             ("--force-behind-bridge=rp0", "06.0/00.0"),
             ("--force-behind-bridge=", "--force-behind-bridge"),
             ("--startup=maybe", "clear"),
-            ("--log-level=loud", "log-level"),
+            ("--log-level=loud", "debug"),
         ] {
             let error = config(&["--socket-path=/s", flag]).unwrap_err().to_string();
             assert!(error.contains(expected), "{flag}: {error}");

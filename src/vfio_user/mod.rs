@@ -21,5 +21,5 @@ mod version;
 mod wire;
 
 pub use device::{Answer, Device, DeviceFailure, DeviceInfo, Irq, Region, RegionFlags, Ticket};
-pub use listener::{Listener, ListenerError};
+pub use listener::{Listener, ListenerError, SocketClaim};
 pub use server::{DEVICE_TOKEN, Server, ServerError};

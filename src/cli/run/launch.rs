@@ -4,7 +4,7 @@
 //! With this step in between, QEMU begins with no signal blocked, and a signal that comes too early waits for it.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
@@ -30,6 +30,6 @@ pub(in crate::cli) fn launch(args: &LaunchArgs) -> anyhow::Result<ExitCode> {
     let [program, arguments @ ..] = &*args.command else { return Ok(ExitCode::FAILURE) };
     SigSet::empty().thread_set_mask()?;
     let error = Command::new(program).args(arguments).exec();
-    eprintln!("vfio-user-tpm: cannot start {program:?}: {error}");
+    let _ = writeln!(io::stderr(), "vfio-user-tpm: cannot start {program:?}: {error}");
     Ok(ExitCode::from(if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }))
 }
