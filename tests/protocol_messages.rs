@@ -228,7 +228,7 @@ fn permissions_and_bounds_of_regions_hold() {
         (RAM, 2 << 20, 1),
         (RAM, (2 << 20) - 1, 2),
         (RAM, u64::MAX, 1),
-        (4, 0, 1),
+        (6, 0, 1),
         (9, 0, 1),
         (RAM, 0, 0),
     ] {

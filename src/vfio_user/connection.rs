@@ -2,12 +2,12 @@
 //!
 //! A header is read, then exactly its body, never more: so the descriptors that arrive belong to the message in hand.
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, send};
+use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
 use thiserror::Error;
 
 use super::descriptors::{self, ControlBuffer, MAX_MESSAGE_DESCRIPTORS};
@@ -89,9 +89,12 @@ impl Connection {
         &self.socket
     }
 
-    /// Sends what the socket takes without waiting.
-    pub(super) fn send(&self, data: &[u8]) -> io::Result<usize> {
-        Ok(send(self.socket.as_raw_fd(), data, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
+    /// Sends what the socket takes without waiting, with a descriptor if there is one.
+    pub(super) fn send(&self, data: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<usize> {
+        let (socket, flags) = (self.socket.as_raw_fd(), MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+        let Some(descriptor) = descriptor else { return Ok(send(socket, data, flags)?) };
+        let rights = [descriptor.as_raw_fd()];
+        Ok(sendmsg::<()>(socket, &[IoSlice::new(data)], &[ControlMessage::ScmRights(&rights)], flags, None)?)
     }
 
     /// The message that [`receive`](Self::receive) has announced.
