@@ -58,6 +58,12 @@ impl Outbox {
         self.unsent.is_empty()
     }
 
+    /// Bytes that are kept for the messages in hand and those to come.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Takes back the message that was added last and has not been flushed since.
     pub(super) fn retract(&mut self) {
         self.unsent.pop_back();
