@@ -56,8 +56,8 @@ pub struct State {
     pub released: bool,
     pub failure: Option<&'static str>,
     pub stop_asked: bool,
-    /// Whether the line of [`INTX`] is asserted.
-    pub line: bool,
+    /// Indices whose lines are asserted.
+    pub lines: Vec<u32>,
     /// Messages to be sent: index and vector.
     pub messages: Vec<(u32, u32)>,
     pub stop_blocked: bool,
@@ -82,7 +82,7 @@ impl Control {
 
     /// Asserts or deasserts the line of [`INTX`].
     pub fn line(&self, asserted: bool) {
-        self.tell(|state| state.line = asserted);
+        self.tell(|state| state.lines = if asserted { vec![INTX] } else { vec![] });
     }
 
     /// Sends a message.
@@ -201,8 +201,8 @@ impl Device for ToyDevice {
 
     fn interrupts(&mut self, interrupts: &mut dyn Interrupts) {
         let mut state = self.control.state();
-        if state.line {
-            interrupts.line(INTX);
+        for &index in &state.lines {
+            interrupts.line(index);
         }
         for (index, vector) in state.messages.drain(..) {
             interrupts.message(index, vector);
