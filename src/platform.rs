@@ -2,9 +2,19 @@
 //! hierarchy, and an orderly Shutdown before power is cut.
 //!
 //! Sources: TCG PC Client Platform Firmware Profile (the platform hierarchy is closed before anything else runs);
-//! TPM 2.0 Library Part 3, sections 9.3 (TPM2_Startup), 9.4 (TPM2_Shutdown), 24.8 (TPM2_HierarchyChangeAuth).
+//! TPM 2.0 Library Part 3, sections 9.3 (TPM2_Startup), 9.4 (TPM2_Shutdown), 24.8 (TPM2_HierarchyChangeAuth);
+//! TPM Main 1.2 Part 3, TPM_Startup and TSC_PhysicalPresence.
+
+use std::fmt;
 
 use crate::tpm::{Header, TpmVersion};
+
+const TPM_TAG_RQU_COMMAND: u16 = 0x00c1;
+const TPM_ORD_STARTUP: u32 = 0x99;
+const TSC_ORD_PHYSICAL_PRESENCE: u32 = 0x4000_000a;
+const TPM_ST_CLEAR: [u8; 2] = [0, 1];
+const TPM_PHYSICAL_PRESENCE_CMD_ENABLE: [u8; 2] = [0, 0x20];
+const TPM_PHYSICAL_PRESENCE_NOTPRESENT_LOCK: [u8; 2] = [0, 0x10 | 0x04];
 
 const TPM_ST_NO_SESSIONS: u16 = 0x8001;
 const TPM_ST_SESSIONS: u16 = 0x8002;
@@ -29,7 +39,7 @@ pub enum StartupPolicy {
 }
 
 /// One command that the platform sends.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Step {
     /// What it is, for the log.
     pub name: &'static str,
@@ -37,12 +47,19 @@ pub struct Step {
     pub command: Vec<u8>,
 }
 
+/// The command may hold a secret.
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Step").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 /// The platform of one TPM.
 #[derive(Debug)]
 pub struct Platform {
     version: TpmVersion,
     policy: StartupPolicy,
-    /// The guest's last command is a TPM2_Shutdown.
+    /// The guest's last command is a TPM2_Shutdown that makes ours needless.
     shutdown_runs: bool,
     /// It succeeded, and nothing came after it.
     shut_down_by_guest: bool,
@@ -64,7 +81,8 @@ impl Platform {
     /// The commands to send after `_TPM_Init`, in order. Each must succeed before a guest may use the TPM.
     ///
     /// The platform hierarchy is closed by a random authorization value that nobody keeps, so that a guest's root can
-    /// neither clear the TPM nor change what belongs to the platform. The hierarchy stays enabled, as on a PC.
+    /// neither clear the TPM nor change what belongs to the platform. The hierarchy stays enabled, as on a PC. TPM 1.2
+    /// has no such hierarchy; there, physical presence is locked until the next start, to the same end.
     ///
     /// # Errors
     /// If the system has no random numbers to give.
@@ -73,8 +91,22 @@ impl Platform {
         Ok(match (self.policy, self.version) {
             (StartupPolicy::None, _) => Vec::new(),
             (StartupPolicy::Clear, TpmVersion::V1_2) => {
-                // TPM_TAG_RQU_COMMAND, TPM_ORD_Startup, TPM_ST_CLEAR. TPM 1.2 has no platform hierarchy.
-                vec![Step { name: "TPM_Startup(CLEAR)", command: command(0x00c1, 0x99, &[&[0, 1]]) }]
+                let presence = |value| command(TPM_TAG_RQU_COMMAND, TSC_ORD_PHYSICAL_PRESENCE, &[value]);
+                vec![
+                    Step {
+                        name: "TPM_Startup(ST_CLEAR)",
+                        command: command(TPM_TAG_RQU_COMMAND, TPM_ORD_STARTUP, &[&TPM_ST_CLEAR]),
+                    },
+                    // Without the first, a TPM takes no word about physical presence, the second included.
+                    Step {
+                        name: "TSC_PhysicalPresence(CMD_ENABLE)",
+                        command: presence(&TPM_PHYSICAL_PRESENCE_CMD_ENABLE),
+                    },
+                    Step {
+                        name: "TSC_PhysicalPresence(NOTPRESENT, LOCK)",
+                        command: presence(&TPM_PHYSICAL_PRESENCE_NOTPRESENT_LOCK),
+                    },
+                ]
             }
             (StartupPolicy::Clear, TpmVersion::V2_0) => {
                 let startup = command(TPM_ST_NO_SESSIONS, TPM_CC_STARTUP, &[&TPM_SU_CLEAR]);
@@ -94,7 +126,11 @@ impl Platform {
     /// Takes note of a command that the guest is about to run.
     pub fn guest_runs(&mut self, command: &[u8]) {
         self.shut_down_by_guest = false;
-        self.shutdown_runs = Header::parse(command).is_some_and(|header| header.code == TPM_CC_SHUTDOWN);
+        self.shutdown_runs = match self.policy {
+            // TPM2_Shutdown(STATE) is for a TPM2_Startup(STATE), which we never send.
+            StartupPolicy::Clear => command == shutdown_clear(),
+            StartupPolicy::None => Header::parse(command).is_some_and(|header| header.code == TPM_CC_SHUTDOWN),
+        };
     }
 
     /// Takes note of the response to it.
@@ -113,12 +149,13 @@ impl Platform {
             // TPM 1.2 keeps nothing that is lost: TPM_SaveState is for a resume only.
             TpmVersion::V1_2 => None,
             TpmVersion::V2_0 if self.shut_down_by_guest => None,
-            TpmVersion::V2_0 => {
-                let command = command(TPM_ST_NO_SESSIONS, TPM_CC_SHUTDOWN, &[&TPM_SU_CLEAR]);
-                Some(Step { name: "TPM2_Shutdown(CLEAR)", command })
-            }
+            TpmVersion::V2_0 => Some(Step { name: "TPM2_Shutdown(CLEAR)", command: shutdown_clear() }),
         }
     }
+}
+
+fn shutdown_clear() -> Vec<u8> {
+    command(TPM_ST_NO_SESSIONS, TPM_CC_SHUTDOWN, &[&TPM_SU_CLEAR])
 }
 
 fn command(tag: u16, code: u32, parts: &[&[u8]]) -> Vec<u8> {
@@ -184,6 +221,23 @@ mod tests {
     }
 
     #[test]
+    fn a_shutdown_for_a_resume_counts_only_where_firmware_may_resume() {
+        const STATE: [u8; 12] = [0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x45, 0, 1];
+        for (policy, counts) in [(StartupPolicy::Clear, false), (StartupPolicy::None, true)] {
+            let mut platform = Platform::new(TpmVersion::V2_0, policy);
+            platform.guest_runs(&STATE);
+            platform.guest_ran(&OK);
+            assert_eq!(platform.shutdown().is_none(), counts);
+        }
+    }
+
+    #[test]
+    fn a_step_keeps_its_secret_in_logs() {
+        let steps = platform().startup().unwrap();
+        assert_eq!(format!("{:?}", steps[1]), "Step { name: \"TPM2_HierarchyChangeAuth(platform)\", .. }");
+    }
+
+    #[test]
     fn a_shutdown_that_failed_does_not_count() {
         let mut platform = platform();
         let shutdown = platform.shutdown().unwrap();
@@ -193,8 +247,12 @@ mod tests {
     }
 
     #[test]
-    fn a_tpm_1_2_gets_its_own_startup() {
-        let steps = Platform::new(TpmVersion::V1_2, StartupPolicy::Clear).startup().unwrap();
+    fn a_tpm_1_2_gets_its_own_startup_and_its_physical_presence_is_locked() {
+        let platform = &mut Platform::new(TpmVersion::V1_2, StartupPolicy::Clear);
+        let steps = platform.startup().unwrap();
         assert_eq!(steps[0].command, [0, 0xc1, 0, 0, 0, 12, 0, 0, 0, 0x99, 0, 1]);
+        assert_eq!(steps.last().unwrap().command, [0, 0xc1, 0, 0, 0, 12, 0x40, 0, 0, 0x0a, 0, 0x14]);
+        assert!(steps.iter().all(is_whole));
+        assert_eq!(platform.shutdown(), None);
     }
 }

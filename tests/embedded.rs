@@ -18,6 +18,9 @@ use vfio_user_tpm::tpm::{Locality, TpmVersion};
 
 const NV: u32 = 0x0150_0001;
 
+/// Nothing that is expected takes this long; a test that waits so long has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// An engine and the loop that it needs.
 struct Tpm {
     engine: Engine,
@@ -27,25 +30,30 @@ struct Tpm {
 
 impl Tpm {
     fn start(state: Option<&Path>) -> Self {
+        Self::start_version(TpmVersion::V2_0, state)
+    }
+
+    fn start_version(version: TpmVersion, state: Option<&Path>) -> Self {
         let poll = Poll::new().unwrap();
         let wakeup = Wakeup { registry: poll.registry().try_clone().unwrap(), token: Token(1) };
         let backend = Embedded::new(EmbeddedConfig {
-            version: TpmVersion::V2_0,
+            version,
             state: state.map(|path| StateFolder::open(path).unwrap()),
             program: PathBuf::from(env!("CARGO_BIN_EXE_vfio-user-tpm")),
             log_level: log::LevelFilter::Warn,
         });
-        let platform = Platform::new(TpmVersion::V2_0, StartupPolicy::Clear);
+        let platform = Platform::new(version, StartupPolicy::Clear);
         let mut engine = Engine::new(Box::new(backend), platform, Some(wakeup));
         engine.reset(Instant::now());
         Self { engine, poll, events: Events::with_capacity(8) }
     }
 
-    /// Waits for the backend once. The limit only ends a test that hangs.
+    /// Waits for the backend once. Without a deadline of the engine's there must be something to wait for.
     fn turn(&mut self) {
-        let limit = Duration::from_secs(120);
-        let wait = self.engine.deadline().map_or(limit, |at| at.saturating_duration_since(Instant::now()));
-        self.poll.poll(&mut self.events, Some(wait.min(limit))).unwrap();
+        let deadline = self.engine.deadline();
+        let wait = deadline.map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()));
+        self.poll.poll(&mut self.events, Some(wait)).unwrap();
+        assert!(deadline.is_some() || !self.events.is_empty(), "nothing comes from the backend");
         self.engine.poll(Instant::now());
     }
 
@@ -244,4 +252,42 @@ fn the_folder_is_locked_as_long_as_the_worker_lives() {
     assert!(error.contains(&std::process::id().to_string()), "{error}");
     tpm.stop();
     StateFolder::open(folder.path()).unwrap();
+}
+
+#[test]
+fn a_tpm_1_2_extends_and_reads_its_pcrs_and_a_reset_clears_them() {
+    let mut tpm = Tpm::start_version(TpmVersion::V1_2, None);
+    let extended = tpm.ok(&tpm_1_2::extend(16, [7; 20]));
+    let read = tpm.ok(&tpm_1_2::pcr_read(16));
+    assert_eq!(extended, read);
+    assert_ne!(read.last_chunk(), Some(&[0; 20]));
+    tpm.reset();
+    assert_eq!(tpm.ok(&tpm_1_2::pcr_read(16)).last_chunk(), Some(&[0; 20]));
+}
+
+#[test]
+fn nobody_is_physically_present_at_a_tpm_1_2() {
+    let mut tpm = Tpm::start_version(TpmVersion::V1_2, None);
+    assert_ne!(code_of(&tpm.run(&tpm_1_2::assert_physical_presence())), RC_SUCCESS);
+    assert_ne!(code_of(&tpm.run(&tpm_1_2::force_clear())), RC_SUCCESS);
+}
+
+#[test]
+fn a_tpm_1_2_is_the_same_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tpm = Tpm::start_version(TpmVersion::V1_2, Some(folder.path()));
+    tpm.ok(&tpm_1_2::create_endorsement_key([0; 20]));
+    let first = tpm.ok(&tpm_1_2::read_pubek([1; 20]));
+    tpm.stop();
+    let mut tpm = Tpm::start_version(TpmVersion::V1_2, Some(folder.path()));
+    assert_eq!(tpm.ok(&tpm_1_2::read_pubek([1; 20])), first);
+}
+
+#[test]
+fn a_dead_tpm_1_2_fails_in_its_own_words() {
+    let mut tpm = Tpm::start_version(TpmVersion::V1_2, None);
+    tpm.ok(&tpm_1_2::pcr_read(0));
+    kill(Tpm::worker(), Signal::SIGKILL).unwrap();
+    let response = tpm.run(&tpm_1_2::pcr_read(0));
+    assert_eq!(response, [0, 0xc4, 0, 0, 0, 10, 0, 0, 0, 9]);
 }

@@ -9,7 +9,7 @@ die() {
 }
 
 # What a build needs: a linker, libtpms, and libclang with its headers, with which bindgen reads those of libtpms.
-BUILD_PACKAGES=(gcc libc6-dev pkg-config libtpms-dev libclang-dev clang)
+BUILD_PACKAGES=(gcc libc6-dev pkg-config libtpms-dev libclang-dev)
 # What fetching the guest kit needs.
 KIT_PACKAGES=(ca-certificates debian-archive-keyring)
 

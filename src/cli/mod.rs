@@ -5,9 +5,12 @@ mod device_args;
 mod serve;
 mod worker;
 
+use std::io::Write;
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
+use log::LevelFilter;
 
 /// A virtual TPM in a process of its own, served to a virtual machine over vfio-user.
 ///
@@ -40,14 +43,21 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vfio-user-tpm: {error:#}");
+            // Standard error may be of no use, and there is nobody else to tell.
+            let _ = writeln!(std::io::stderr(), "vfio-user-tpm: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// Log lines go to standard error. The program's own name is in front, since it runs beside others.
-fn start_log(level: log::LevelFilter) {
+/// Parses a log level, with a message that lists them.
+fn log_level() -> impl TypedValueParser<Value = LevelFilter> {
+    PossibleValuesParser::new(["off", "error", "warn", "info", "debug", "trace"])
+        .try_map(|level| level.parse::<LevelFilter>())
+}
+
+/// Log lines go to standard error.
+fn start_log(level: LevelFilter) {
     env_logger::Builder::new().filter_level(level).format_target(false).init();
 }
 

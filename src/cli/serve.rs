@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::device_args::{DeviceArgs, description_of};
-use super::start_log;
+use super::{log_level, start_log};
 use crate::acpi::TpmDevice as DeviceDescription;
 use crate::backend::embedded::{Embedded, EmbeddedConfig};
 use crate::description::Description;
@@ -19,7 +19,7 @@ use crate::engine::{Engine, Wakeup};
 use crate::frontend::tis::TisConfig;
 use crate::platform::{Platform, StartupPolicy};
 use crate::state::StateFolder;
-use crate::vfio_user::{DEVICE_TOKEN, Listener, Server};
+use crate::vfio_user::{DEVICE_TOKEN, Listener, Server, SocketClaim};
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
@@ -55,8 +55,8 @@ pub(super) struct ServeArgs {
     #[arg(long)]
     guest_locality_4: bool,
 
-    /// What to log to standard error: off, error, warn, info, debug, trace
-    #[arg(long, default_value = "info", value_name = "LEVEL")]
+    /// What to log to standard error
+    #[arg(long, default_value = "info", value_name = "LEVEL", value_parser = log_level())]
     log_level: log::LevelFilter,
 }
 
@@ -120,7 +120,8 @@ impl TryFrom<ServeArgs> for Config {
         let description = match (args.description, &endpoint) {
             (None, _) => None,
             (Some(folder), Endpoint::Path(socket)) => {
-                Some((Description::new(description_of(device, socket.clone()))?, folder))
+                let config = description_of(device.clone(), socket.clone(), args.state_dir.as_deref());
+                Some((Description::new(config)?, folder))
             }
             (Some(_), Endpoint::Descriptor(_)) => bail!("--description needs --socket-path: a VMM connects by path"),
         };
@@ -152,19 +153,22 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
     start_log(config.log_level);
     // Blocked before anything else, so that a signal at any time ends the program in order.
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
     signals.thread_block().context("cannot block signals")?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .context("cannot receive signals")?;
 
     let state = config.state_dir.as_deref().map(StateFolder::open).transpose()?;
-    // In this order: the lock keeps a second server from the files of the first, and who finds the socket finds the
-    // description complete.
-    if let Some((description, folder)) = &config.description {
-        description.write_to(folder)?;
-    }
     let listener = match &config.endpoint {
-        Endpoint::Path(path) => Listener::bind(path)?,
+        Endpoint::Path(path) => {
+            // What is in the way of serving comes to light before anything is written; and who can connect finds the
+            // description complete.
+            let claim = SocketClaim::new(path)?;
+            if let Some((description, folder)) = &config.description {
+                description.write_to(folder)?;
+            }
+            claim.listen()?
+        }
         Endpoint::Descriptor(fd) => Listener::from_fd(inherited(*fd)?)?,
     };
     let server = Server::new(listener)?;
@@ -184,7 +188,10 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let engine = Engine::new(Box::new(backend), Platform::new(version, config.startup), Some(wakeup));
     let mut device = TpmDevice::new(config.device.identity, config.registers, engine, config.reset_on_connect);
     server.run(&mut device, &signals)?;
-    log::info!("ended");
+    match device.stop_failure() {
+        None => log::info!("ended"),
+        Some(reason) => bail!("the TPM was not stopped in order, and its last change may be lost: {reason}"),
+    }
     Ok(())
 }
 
@@ -251,10 +258,13 @@ mod tests {
             ("--backend=simulator", "embedded"),
             ("--tpm-version=3", "2.0"),
             ("--interface=spi", "tis"),
-            ("--machine=microvm", "q35"),
+            ("--machine=microvm", "q35 or pc"),
             ("--pci-address=1f.0", "another slot"),
+            ("--pci-address=06.0/00.0", "--force-behind-bridge"),
+            ("--force-behind-bridge=rp0", "06.0/00.0"),
+            ("--force-behind-bridge=", "--force-behind-bridge"),
             ("--startup=maybe", "clear"),
-            ("--log-level=loud", "log-level"),
+            ("--log-level=loud", "debug"),
         ] {
             let error = config(&["--socket-path=/s", flag]).unwrap_err().to_string();
             assert!(error.contains(expected), "{flag}: {error}");

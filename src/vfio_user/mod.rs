@@ -25,5 +25,5 @@ mod wire;
 pub use device::{
     Answer, Device, DeviceFailure, DeviceInfo, Interrupts, Irq, MappableArea, Mapping, Region, RegionFlags, Ticket,
 };
-pub use listener::{Listener, ListenerError};
+pub use listener::{Listener, ListenerError, SocketClaim};
 pub use server::{DEVICE_TOKEN, Server, ServerError};

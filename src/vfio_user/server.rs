@@ -65,6 +65,8 @@ pub struct Server {
     /// Accepting has failed, and rests until then.
     paused_until: Option<Instant>,
     stopping: bool,
+    /// A signal to end has come; a second one does not wait.
+    signalled: bool,
 }
 
 impl Server {
@@ -81,6 +83,7 @@ impl Server {
             arrivals: true,
             paused_until: None,
             stopping: false,
+            signalled: false,
         };
         match listener.0 {
             Source::Listening(socket) => {
@@ -166,10 +169,13 @@ impl Server {
         }
         match name {
             None => Ok(()),
-            Some(_) if self.stopping => Err(ServerError::Interrupted),
+            Some(_) if self.signalled => Err(ServerError::Interrupted),
             Some(number) => {
                 log::info!("ending, for signal {number}");
-                self.stop(device);
+                self.signalled = true;
+                if !self.stopping {
+                    self.stop(device);
+                }
                 Ok(())
             }
         }
@@ -179,6 +185,7 @@ impl Server {
     fn stop(&mut self, device: &mut dyn Device) {
         self.stopping = true;
         self.successor = None;
+        self.paused_until = None;
         self.disconnect(device);
         if let Some(listener) = self.listener.take() {
             self.unwatch(listener.as_raw_fd());

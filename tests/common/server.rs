@@ -39,15 +39,20 @@ impl Server {
     /// Starts a server with more arguments, and waits until it listens.
     #[track_caller]
     pub(crate) fn with_args(args: &[OsString]) -> Self {
-        let mut server = Self::spawn(args);
+        Self::spawn(args).listening()
+    }
+
+    /// Waits until it listens.
+    #[track_caller]
+    fn listening(mut self) -> Self {
         let listens = until(DEADLINE, || {
-            if let Some(status) = server.process.exit_status() {
+            if let Some(status) = self.process.exit_status() {
                 panic!("the server ended at start ({status})");
             }
-            is_listening(&server.socket()).then_some(())
+            is_listening(&self.socket()).then_some(())
         });
         assert!(listens.is_some(), "the server does not listen");
-        server
+        self
     }
 
     /// Starts a server that serves one connection, handed over as descriptor 3.
@@ -60,6 +65,16 @@ impl Server {
         let args = ["-c", script, PROGRAM, "--fd=3"];
         let process = Process::start_with_input(program, args, dir.path().join("log"), connection.into());
         Self { process, dir }
+    }
+
+    /// Starts a server that inherits a descriptor which is not meant for it.
+    #[track_caller]
+    pub(crate) fn with_inherited(other: OwnedFd) -> Self {
+        let dir = folder();
+        let socket = format!("--socket-path={}", dir.path().join("socket").display());
+        let args = ["-c", r#"exec "$0" "$@" 3<&0 </dev/null"#, PROGRAM, &socket];
+        let process = Process::start_with_input(Path::new("/bin/sh"), args, dir.path().join("log"), other.into());
+        Self { process, dir }.listening()
     }
 
     /// Starts a server that is to fail; returns its exit status and what it printed.
@@ -97,6 +112,11 @@ impl Server {
     /// The socket it serves.
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("socket")
+    }
+
+    /// The folder of its description.
+    pub(crate) fn description(&self) -> PathBuf {
+        self.dir.path().join("description")
     }
 
     /// The arguments with which QEMU attaches the device, made of the files that the server has written.

@@ -151,3 +151,37 @@ pub fn property_value(response: &[u8]) -> u32 {
 
 /// `TPM_PT_LOCKOUT_COUNTER`.
 pub const PT_LOCKOUT_COUNTER: u32 = 0x20e;
+
+/// TPM 1.2 commands, after TPM Main 1.2 Part 3.
+pub mod tpm_1_2 {
+    fn command(ordinal: u32, body: &[u8]) -> Vec<u8> {
+        super::command(0x00c1, ordinal, body)
+    }
+
+    pub fn extend(pcr: u32, digest: [u8; 20]) -> Vec<u8> {
+        command(0x14, &[&pcr.to_be_bytes()[..], &digest].concat())
+    }
+
+    pub fn pcr_read(pcr: u32) -> Vec<u8> {
+        command(0x15, &pcr.to_be_bytes())
+    }
+
+    pub fn read_pubek(nonce: [u8; 20]) -> Vec<u8> {
+        command(0x7c, &nonce)
+    }
+
+    /// `TPM_CreateEndorsementKeyPair`: RSA 2048, OAEP with SHA-1 and MGF1, no signature scheme.
+    pub fn create_endorsement_key(nonce: [u8; 20]) -> Vec<u8> {
+        let parameters = [0, 0, 0, 1, 0, 3, 0, 1, 0, 0, 0, 12, 0, 0, 8, 0, 0, 0, 0, 2, 0, 0, 0, 0];
+        command(0x78, &[&nonce[..], &parameters].concat())
+    }
+
+    /// `TSC_PhysicalPresence(PRESENT)`.
+    pub fn assert_physical_presence() -> Vec<u8> {
+        command(0x4000_000a, &[0, 0x08])
+    }
+
+    pub fn force_clear() -> Vec<u8> {
+        command(0x5d, &[])
+    }
+}

@@ -94,10 +94,10 @@ impl GuestConfig {
         args.extend(["-kernel".into(), kit.join("vmlinuz").into()]);
         args.extend(["-initrd".into(), kit.join("initramfs.cpio").into()]);
         if self.firmware == Firmware::Ovmf {
-            let vars = dir.join("vars.fd");
-            std::fs::copy(kit.join("OVMF_VARS.fd"), &vars).expect("copy of the firmware's variables");
-            for (file, mode) in [(kit.join("OVMF_CODE.fd"), "readonly=on,"), (vars, "")] {
-                let drive = format!("if=pflash,format=raw,{mode}file={}", file.display());
+            for (file, mode) in [("OVMF_CODE.fd", "on"), ("OVMF_VARS.fd", "off")] {
+                let copy = dir.join(file);
+                std::fs::copy(kit.join(file), &copy).expect("copy of the firmware");
+                let drive = format!("if=pflash,format=raw,readonly={mode},file={}", copy.display());
                 args.extend(["-drive".into(), drive.into()]);
             }
         }
