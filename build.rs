@@ -7,10 +7,9 @@ fn main() {
     libtpms();
 }
 
-/// Binds libtpms 0.9 or later. `libtpms_0_10` is set where the interface of 0.10 (profiles, `WasManufactured`) is there.
+/// Binds libtpms 0.9 or later. All that is used of it is in 0.9 and in 0.10.
 fn libtpms() {
     println!("cargo::rerun-if-changed=vendor/libtpms/wrapper.h");
-    println!("cargo::rustc-check-cfg=cfg(libtpms_0_10)");
 
     let library = match pkg_config::Config::new().atleast_version("0.9").probe("libtpms") {
         Ok(library) => library,
@@ -18,12 +17,6 @@ fn libtpms() {
             "libtpms 0.9 or later was not found by pkg-config; on Debian: apt-get install libtpms-dev pkg-config\n{error}"
         ),
     };
-    let mut version = library.version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
-    let (major, minor) = (version.next().unwrap_or(0), version.next().unwrap_or(0));
-    if (major, minor) >= (0, 10) {
-        println!("cargo::rustc-cfg=libtpms_0_10");
-    }
-
     let bindings = bindgen::Builder::default()
         .header("vendor/libtpms/wrapper.h")
         .clang_args(library.include_paths.iter().map(|path| format!("-I{}", path.display())))

@@ -50,6 +50,12 @@ impl TpmDevice {
         device
     }
 
+    /// Why the TPM could not be stopped in order, if so.
+    #[must_use]
+    pub fn stop_failure(&self) -> Option<&str> {
+        self.engine.stop_failure()
+    }
+
     fn carry_out(&mut self, effect: Effect) {
         let now = Instant::now();
         match effect {
@@ -69,7 +75,8 @@ impl TpmDevice {
     }
 }
 
-/// Register accesses are the way of every command, byte by byte: no look at the clock, no allocation, no system call.
+/// Register accesses are the way of every command, byte by byte: no look at the clock, no allocation, no system call,
+/// but for the write that starts or cancels a command.
 impl Device for TpmDevice {
     fn info(&self) -> DeviceInfo {
         DeviceInfo { regions: ffi::VFIO_PCI_NUM_REGIONS, irqs: ffi::VFIO_PCI_NUM_IRQS }

@@ -5,6 +5,8 @@
 //! TPM 2.0 Library Part 3, sections 9.3 (TPM2_Startup), 9.4 (TPM2_Shutdown), 24.8 (TPM2_HierarchyChangeAuth);
 //! TPM Main 1.2 Part 3, TPM_Startup and TSC_PhysicalPresence.
 
+use std::fmt;
+
 use crate::tpm::{Header, TpmVersion};
 
 const TPM_TAG_RQU_COMMAND: u16 = 0x00c1;
@@ -37,7 +39,7 @@ pub enum StartupPolicy {
 }
 
 /// One command that the platform sends.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Step {
     /// What it is, for the log.
     pub name: &'static str,
@@ -45,12 +47,19 @@ pub struct Step {
     pub command: Vec<u8>,
 }
 
+/// The command may hold a secret.
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Step").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 /// The platform of one TPM.
 #[derive(Debug)]
 pub struct Platform {
     version: TpmVersion,
     policy: StartupPolicy,
-    /// The guest's last command is a TPM2_Shutdown.
+    /// The guest's last command is a TPM2_Shutdown that makes ours needless.
     shutdown_runs: bool,
     /// It succeeded, and nothing came after it.
     shut_down_by_guest: bool,
@@ -117,7 +126,11 @@ impl Platform {
     /// Takes note of a command that the guest is about to run.
     pub fn guest_runs(&mut self, command: &[u8]) {
         self.shut_down_by_guest = false;
-        self.shutdown_runs = Header::parse(command).is_some_and(|header| header.code == TPM_CC_SHUTDOWN);
+        self.shutdown_runs = match self.policy {
+            // TPM2_Shutdown(STATE) is for a TPM2_Startup(STATE), which we never send.
+            StartupPolicy::Clear => command == shutdown_clear(),
+            StartupPolicy::None => Header::parse(command).is_some_and(|header| header.code == TPM_CC_SHUTDOWN),
+        };
     }
 
     /// Takes note of the response to it.
@@ -136,12 +149,13 @@ impl Platform {
             // TPM 1.2 keeps nothing that is lost: TPM_SaveState is for a resume only.
             TpmVersion::V1_2 => None,
             TpmVersion::V2_0 if self.shut_down_by_guest => None,
-            TpmVersion::V2_0 => {
-                let command = command(TPM_ST_NO_SESSIONS, TPM_CC_SHUTDOWN, &[&TPM_SU_CLEAR]);
-                Some(Step { name: "TPM2_Shutdown(CLEAR)", command })
-            }
+            TpmVersion::V2_0 => Some(Step { name: "TPM2_Shutdown(CLEAR)", command: shutdown_clear() }),
         }
     }
+}
+
+fn shutdown_clear() -> Vec<u8> {
+    command(TPM_ST_NO_SESSIONS, TPM_CC_SHUTDOWN, &[&TPM_SU_CLEAR])
 }
 
 fn command(tag: u16, code: u32, parts: &[&[u8]]) -> Vec<u8> {
@@ -204,6 +218,23 @@ mod tests {
         platform.guest_runs(&[0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 8]);
         platform.guest_ran(&OK);
         assert!(platform.shutdown().is_some());
+    }
+
+    #[test]
+    fn a_shutdown_for_a_resume_counts_only_where_firmware_may_resume() {
+        const STATE: [u8; 12] = [0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x45, 0, 1];
+        for (policy, counts) in [(StartupPolicy::Clear, false), (StartupPolicy::None, true)] {
+            let mut platform = Platform::new(TpmVersion::V2_0, policy);
+            platform.guest_runs(&STATE);
+            platform.guest_ran(&OK);
+            assert_eq!(platform.shutdown().is_none(), counts);
+        }
+    }
+
+    #[test]
+    fn a_step_keeps_its_secret_in_logs() {
+        let steps = platform().startup().unwrap();
+        assert_eq!(format!("{:?}", steps[1]), "Step { name: \"TPM2_HierarchyChangeAuth(platform)\", .. }");
     }
 
     #[test]

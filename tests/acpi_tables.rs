@@ -7,7 +7,7 @@
 //! UPDATE_GOLDEN=1 cargo test --test acpi_tables
 //! ```
 //!
-//! and review the difference; `ssdt.asl` is written by hand and has to follow.
+//! and review the difference; each `ssdt.asl` is written by hand and has to follow.
 
 use std::env;
 use std::fs;
@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
-use vfio_user_tpm::acpi::{self, Interface, Machine, Placement, TpmDevice};
-use vfio_user_tpm::description::{Config, Description};
+use vfio_user_tpm::acpi::{self, BehindBridge, Interface, Machine, PciAddress, Placement, TpmDevice};
+use vfio_user_tpm::description::{Config, Description, State};
 use vfio_user_tpm::device;
 use vfio_user_tpm::tpm::TpmVersion;
 
@@ -33,22 +33,76 @@ const VENDOR: u16 = device::VENDOR_ID;
 const DEVICE: u16 = device::DEVICE_ID;
 const OUR_ID: u32 = 0x5450_7666;
 
-fn device(address: &str) -> TpmDevice {
-    TpmDevice {
-        placement: Placement::new(Machine::Q35, address.parse().unwrap()).unwrap(),
-        identity: device::identity(VENDOR, DEVICE),
-        interface: Interface::Tis,
+/// A description whose files are golden, in the folder of its name.
+struct Variant {
+    name: &'static str,
+    machine: Machine,
+    path: &'static str,
+    bridge_id: Option<&'static str>,
+    version: TpmVersion,
+    state: State,
+}
+
+const VARIANTS: [Variant; 3] = [
+    Variant {
+        name: "q35-tpm-2.0",
+        machine: Machine::Q35,
+        path: "05.0",
+        bridge_id: None,
         version: TpmVersion::V2_0,
+        state: State::Folder,
+    },
+    Variant {
+        name: "pc-tpm-1.2",
+        machine: Machine::Pc,
+        path: "05.0",
+        bridge_id: None,
+        version: TpmVersion::V1_2,
+        state: State::Ephemeral,
+    },
+    Variant {
+        name: "behind-root-port",
+        machine: Machine::Q35,
+        path: "06.1/00.0",
+        bridge_id: Some("rp0"),
+        version: TpmVersion::V2_0,
+        state: State::Ephemeral,
+    },
+];
+
+impl Variant {
+    fn device(&self) -> TpmDevice {
+        let consent = self.bridge_id.map(|id| BehindBridge { bridge_id: id.to_owned() });
+        TpmDevice {
+            placement: Placement::new(self.machine, self.path.parse().unwrap(), consent).unwrap(),
+            identity: device::identity(VENDOR, DEVICE),
+            interface: Interface::Tis,
+            version: self.version,
+        }
+    }
+
+    fn description(&self) -> Description {
+        Description::new(Config {
+            program_version: "0.0.0".to_owned(),
+            device: self.device(),
+            socket_path: "/run/vm/tpm.sock".into(),
+            state: self.state,
+        })
+        .unwrap()
+    }
+
+    fn golden(&self, file_name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(self.name).join(file_name)
     }
 }
 
-fn table(address: &str, file_name: &str) -> Vec<u8> {
-    let tables = acpi::tables(&device(address)).unwrap();
-    tables.into_iter().find(|table| table.file_name == file_name).unwrap().bytes
+/// A 2.0 TPM in a q35.
+fn device(path: &'static str) -> TpmDevice {
+    Variant { path, bridge_id: path.contains('/').then_some("rp0"), ..VARIANTS[0] }.device()
 }
 
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+fn ssdt(device: &TpmDevice) -> Vec<u8> {
+    acpi::tables(device).into_iter().find(|table| table.file_name == "ssdt.aml").unwrap().bytes
 }
 
 /// Runs one of ACPICA's tools in `folder`; what it said, on both streams, and whether it succeeded.
@@ -91,46 +145,50 @@ fn without_externals(body: &[u8]) -> &[u8] {
 }
 
 #[test]
-fn the_files_are_the_golden_ones() {
-    let description = Description::new(Config {
-        program_version: "0.0.0".to_owned(),
-        device: device("05.0"),
-        socket_path: "/run/vm/tpm.sock".into(),
-    })
-    .unwrap();
-    for file in description.files(Path::new("/run/vm/tpm")).unwrap() {
-        let path = golden(file.name);
-        if env::var_os("UPDATE_GOLDEN").is_some() {
-            fs::write(&path, &file.contents).unwrap();
+fn the_files_and_formats_are_the_golden_ones() {
+    for variant in VARIANTS {
+        let (description, folder) = (variant.description(), Path::new("/run/vm/tpm"));
+        let files = description.files(folder).unwrap().into_iter().map(|file| (file.name, file.contents));
+        let formats = [
+            ("qemu-args.txt", description.qemu_command_line(folder).unwrap().into_bytes()),
+            ("libvirt.xml", description.libvirt_xml(folder).unwrap().into_bytes()),
+        ];
+        for (name, contents) in files.chain(formats) {
+            let path = variant.golden(name);
+            if env::var_os("UPDATE_GOLDEN").is_some() {
+                fs::write(&path, &contents).unwrap();
+            }
+            let expected = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            assert!(
+                contents == expected,
+                "{} is no longer the golden one. If that is meant: UPDATE_GOLDEN=1 cargo test --test acpi_tables\n{}",
+                path.display(),
+                String::from_utf8_lossy(&contents)
+            );
         }
-        let expected = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        assert!(
-            file.contents == expected,
-            "{} is no longer the golden one. If that is meant: UPDATE_GOLDEN=1 cargo test --test acpi_tables\n{}",
-            file.name,
-            String::from_utf8_lossy(&file.contents)
-        );
     }
 }
 
 #[test]
 fn the_ssdt_is_what_its_source_form_compiles_to() {
-    let folder = tempfile::tempdir().unwrap();
-    fs::copy(golden("ssdt.asl"), folder.path().join("ssdt.asl")).unwrap();
-    let compiled = compile(folder.path(), "ssdt.asl");
-    assert_eq!(significant(&table("05.0", "ssdt.aml")), significant(&compiled));
+    for variant in VARIANTS {
+        let folder = tempfile::tempdir().unwrap();
+        fs::copy(variant.golden("ssdt.asl"), folder.path().join("ssdt.asl")).unwrap();
+        let compiled = compile(folder.path(), "ssdt.asl");
+        assert_eq!(significant(&ssdt(&variant.device())), significant(&compiled), "{}", variant.name);
+    }
 }
 
 #[test]
 fn tables_survive_disassembly_and_recompilation() {
-    for file_name in ["ssdt.aml", "tpm2.aml"] {
+    for table in VARIANTS.iter().flat_map(|variant| acpi::tables(&variant.device())) {
         let folder = tempfile::tempdir().unwrap();
-        let table = table("05.0", file_name);
-        fs::write(folder.path().join(file_name), &table).unwrap();
+        let file_name = table.file_name;
+        fs::write(folder.path().join(file_name), &table.bytes).unwrap();
         let (said, success) = acpica("iasl", folder.path(), &["-d", file_name]);
         assert!(success && !said.contains("rror"), "iasl -d {file_name}:\n{said}");
         let recompiled = compile(folder.path(), &file_name.replace(".aml", ".dsl"));
-        assert_eq!(significant(&recompiled), significant(&table), "{file_name}");
+        assert_eq!(significant(&recompiled), significant(&table.bytes), "{file_name}");
     }
 }
 
@@ -157,13 +215,17 @@ struct Seen {
     command: u64,
 }
 
-/// Runs the SSDT in acpiexec, in a machine whose own table has the PCI device at `address` on the root bus.
-fn evaluate(address: &str, config: ConfigSpace) -> Seen {
+/// Runs the SSDT in acpiexec, in a machine whose own table has the PCI device where `device` says.
+fn evaluate(device: &TpmDevice, config: ConfigSpace) -> Seen {
     let folder: TempDir = tempfile::tempdir().unwrap();
-    let placement = device(address).placement;
+    let placement = &device.placement;
     let node = placement.acpi_node();
     let name = node.rsplit('.').next().unwrap();
-    let adr = u32::from(placement.address().devfn() >> 3) << 16;
+    let adr = |address: PciAddress| u32::from(address.devfn() >> 3) << 16 | u32::from(address.devfn() & 7);
+    let (bridge, bridge_end) = placement.bridge().map_or_else(<(String, &str)>::default, |bridge| {
+        (format!("Device (S{:02X}_) {{ Name (_ADR, {})", bridge.devfn(), adr(bridge)), "}")
+    });
+    let adr = adr(placement.address());
     let dsdt = format!(
         r#"
         DefinitionBlock ("", "DSDT", 2, "VFUTPM", "TEST", 1)
@@ -173,6 +235,7 @@ fn evaluate(address: &str, config: ConfigSpace) -> Seen {
             {{
                 Name (_HID, EisaId ("PNP0A08"))
                 Name (_BBN, Zero)
+                {bridge}
                 Device ({name})
                 {{
                     Name (_ADR, {adr})
@@ -187,12 +250,13 @@ fn evaluate(address: &str, config: ConfigSpace) -> Seen {
                         Return (PART)
                     }}
                 }}
+                {bridge_end}
             }}
         }}"#
     );
     fs::write(folder.path().join("dsdt.asl"), dsdt).unwrap();
     compile(folder.path(), "dsdt.asl");
-    fs::write(folder.path().join("ssdt.aml"), table(address, "ssdt.aml")).unwrap();
+    fs::write(folder.path().join("ssdt.aml"), ssdt(device)).unwrap();
 
     let ConfigSpace { id, command, bar0 } = config;
     let commands = [
@@ -217,38 +281,46 @@ fn evaluate(address: &str, config: ConfigSpace) -> Seen {
 
 #[test]
 fn crs_is_the_bars_window_and_memory_decoding_is_switched_on() {
-    let seen = evaluate("05.0", WORKING);
+    let seen = evaluate(&device("05.0"), WORKING);
     assert_eq!(seen, Seen { sta: 0x0f, base: 0xfeb4_0000, length: 0x5000, command: 0x2 });
 }
 
 #[test]
 fn the_bits_that_say_the_bars_kind_are_no_part_of_the_address() {
-    assert_eq!(evaluate("05.0", ConfigSpace { bar0: 0xfeb4_0008, ..WORKING }).base, 0xfeb4_0000);
+    assert_eq!(evaluate(&device("05.0"), ConfigSpace { bar0: 0xfeb4_0008, ..WORKING }).base, 0xfeb4_0000);
 }
 
 #[test]
 fn other_command_bits_and_the_status_register_stay_as_they_are() {
-    assert_eq!(evaluate("05.0", ConfigSpace { command: 0xf010_0405, ..WORKING }).command, 0xf010_0407);
+    assert_eq!(evaluate(&device("05.0"), ConfigSpace { command: 0xf010_0405, ..WORKING }).command, 0xf010_0407);
 }
 
 #[test]
 fn without_an_address_there_is_no_tpm_and_decoding_stays_off() {
-    let seen = evaluate("05.0", ConfigSpace { bar0: 0x8, ..WORKING });
+    let seen = evaluate(&device("05.0"), ConfigSpace { bar0: 0x8, ..WORKING });
     assert_eq!((seen.sta, seen.base, seen.command), (0, 0, 0));
 }
 
 #[test]
 fn an_empty_slot_has_no_tpm() {
     let empty = ConfigSpace { id: u32::MAX, command: u32::MAX, bar0: u32::MAX };
-    assert_eq!(evaluate("05.0", empty).sta, 0);
+    assert_eq!(evaluate(&device("05.0"), empty).sta, 0);
 }
 
 #[test]
 fn another_device_in_the_slot_is_not_taken_for_the_tpm() {
-    assert_eq!(evaluate("05.0", ConfigSpace { id: 0x10d3_8086, ..WORKING }).sta, 0);
+    assert_eq!(evaluate(&device("05.0"), ConfigSpace { id: 0x10d3_8086, ..WORKING }).sta, 0);
 }
 
 #[test]
 fn the_ssdt_follows_the_device_to_another_slot() {
-    assert_eq!(evaluate("1e.0", WORKING).sta, 0x0f);
+    assert_eq!(evaluate(&device("1e.0"), WORKING).sta, 0x0f);
+}
+
+#[test]
+fn each_variant_works_where_it_is() {
+    for variant in VARIANTS {
+        let seen = evaluate(&variant.device(), WORKING);
+        assert_eq!((seen.sta, seen.base), (0x0f, 0xfeb4_0000), "{}", variant.name);
+    }
 }

@@ -8,8 +8,11 @@
 
 #![forbid(unsafe_code)]
 
+mod machine;
+mod pci_address;
 mod placement;
 mod table;
+mod tcpa;
 mod tis;
 mod tpm2;
 
@@ -20,7 +23,9 @@ use thiserror::Error;
 use crate::pci::Identity;
 use crate::tpm::TpmVersion;
 
-pub use placement::{Machine, PciAddress, Placement, PlacementError};
+pub use machine::{Machine, UnknownMachine};
+pub use pci_address::{PciAddress, PciPath, PciPathError};
+pub use placement::{BehindBridge, Placement, PlacementError};
 pub use table::Table;
 
 /// The register interface through which the guest speaks to the TPM.
@@ -68,7 +73,7 @@ impl FromStr for Interface {
 }
 
 /// What the tables describe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TpmDevice {
     /// Where in the guest the PCI device sits.
     pub placement: Placement,
@@ -80,19 +85,18 @@ pub struct TpmDevice {
     pub version: TpmVersion,
 }
 
-/// There are no tables for this combination of interface and TPM.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("no ACPI tables can describe a TPM {version} with the {} interface yet: use TPM version 2.0", interface.name())]
-pub struct Unsupported {
-    interface: Interface,
-    version: TpmVersion,
-}
-
-/// The tables that describe `device`, complete with header and checksum, in the order in which a VMM should add them.
-pub fn tables(device: &TpmDevice) -> Result<Vec<Table>, Unsupported> {
-    match (device.interface, device.version) {
-        (Interface::Tis, TpmVersion::V2_0) => Ok(vec![tis::ssdt(device), tpm2::table()]),
-        (interface, version) => Err(Unsupported { interface, version }),
+/// The tables that describe `device`, complete with header and checksum, in the order in which a VMM should add them:
+/// the TPM's device, then what the TCG has for its version.
+#[must_use]
+pub fn tables(device: &TpmDevice) -> Vec<Table> {
+    match device.interface {
+        Interface::Tis => {
+            let of_version = match device.version {
+                TpmVersion::V1_2 => tcpa::table(),
+                TpmVersion::V2_0 => tpm2::table(),
+            };
+            vec![tis::ssdt(device), of_version]
+        }
     }
 }
 
@@ -102,7 +106,7 @@ mod tests {
 
     fn device(version: TpmVersion) -> TpmDevice {
         TpmDevice {
-            placement: Placement::new(Machine::Q35, "05.0".parse().unwrap()).unwrap(),
+            placement: Placement::new(Machine::Q35, "05.0".parse().unwrap(), None).unwrap(),
             identity: Identity { vendor_id: 0x7666, device_id: 0x5450, revision_id: 1, class_code: 0x10_8000 },
             interface: Interface::Tis,
             version,
@@ -111,7 +115,7 @@ mod tests {
 
     #[test]
     fn each_table_has_its_length_and_a_checksum_that_sums_to_zero() {
-        for table in tables(&device(TpmVersion::V2_0)).unwrap() {
+        for table in [TpmVersion::V1_2, TpmVersion::V2_0].iter().flat_map(|version| tables(&device(*version))) {
             let length = u32::from_le_bytes(*table.bytes[4..].first_chunk().unwrap());
             assert_eq!(length as usize, table.bytes.len(), "{table:?}");
             assert_eq!(table.bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte)), 0, "{table:?}");
@@ -120,9 +124,11 @@ mod tests {
     }
 
     #[test]
-    fn a_1_2_tpm_is_refused_until_there_are_tables_for_it() {
-        let error = tables(&device(TpmVersion::V1_2)).unwrap_err();
-        assert!(error.to_string().contains("use TPM version 2.0"), "{error}");
+    fn each_version_has_its_own_table_behind_the_ssdt() {
+        for (version, signature) in [(TpmVersion::V1_2, "TCPA"), (TpmVersion::V2_0, "TPM2")] {
+            let signatures: Vec<_> = tables(&device(version)).iter().map(|table| table.signature).collect();
+            assert_eq!(signatures, ["SSDT", signature]);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use acpi_tables::aml::FieldEntry::Reserved;
 use acpi_tables::aml::{
-    And, BufferData, CreateDWordField, Device, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule,
+    And, BufferData, CreateDWordField, Device, EISAName, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule,
     FieldUpdateRule, If, Memory32Fixed, Method, Name, OpRegion, OpRegionSpace, Or, Path, ResourceTemplate, Return,
     Scope, ZERO, Zero,
 };
@@ -12,6 +12,7 @@ use super::TpmDevice;
 use super::table::{self, Table};
 use crate::bar_map;
 use crate::pci::Identity;
+use crate::tpm::TpmVersion;
 
 /// Bytes that `_CRS` claims from the start of BAR0: the five locality pages.
 pub(super) const CRS_LENGTH: u32 = bar_map::LOCALITIES.length;
@@ -43,8 +44,8 @@ pub(super) fn ssdt(device: &TpmDevice) -> Table {
             &Device::new(
                 path("TPM_"),
                 vec![
-                    &Name::new(path("_HID"), &"MSFT0101"),
-                    &Name::new(path("_STR"), &unicode("TPM 2.0 Device")),
+                    &Name::new(path("_HID"), hardware_id(device.version).as_ref()),
+                    &Name::new(path("_STR"), &unicode(&format!("TPM {} Device", device.version))),
                     &Name::new(path("_UID"), &1_u8),
                     &Sta(device.identity),
                     &Crs,
@@ -54,6 +55,14 @@ pub(super) fn ssdt(device: &TpmDevice) -> Table {
     )
     .to_aml_bytes(&mut body);
     Table { signature: "SSDT", file_name: "ssdt.aml", bytes: table::bytes(*b"SSDT", REVISION, *b"TPMTIS\0\0", &body) }
+}
+
+/// The ids by which operating systems choose the driver (TCG ACPI Specification 1.3, "ACPI Device Object").
+fn hardware_id(version: TpmVersion) -> Box<dyn Aml> {
+    match version {
+        TpmVersion::V1_2 => Box::new(EISAName::new("PNP0C31")),
+        TpmVersion::V2_0 => Box::new("MSFT0101"),
+    }
 }
 
 /// `_STA`: the TPM is there if our PCI device is, with an address. In its place the guest may find nothing (all ones)

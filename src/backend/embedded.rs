@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Backend, BackendError, Done};
 use crate::state::StateFolder;
@@ -33,6 +34,13 @@ pub struct EmbeddedConfig {
 pub struct Embedded {
     config: EmbeddedConfig,
     worker: Option<Worker>,
+    /// A killed process that may still be there: no other may be started on its state.
+    dying: Option<Dying>,
+    /// There is an [`initialize`](Backend::initialize) that waits for the dying process.
+    initialize_waits: bool,
+    /// The descriptor to wait for is another one.
+    new_descriptor: bool,
+    started_before: bool,
     frame: Vec<u8>,
     buffer: Vec<u8>,
 }
@@ -46,14 +54,30 @@ struct Worker {
     sequence: u32,
 }
 
+#[derive(Debug)]
+struct Dying {
+    process: Child,
+    /// Readable once the process has ended.
+    pidfd: OwnedFd,
+}
+
 impl Embedded {
     /// An embedded TPM; its worker is started by the first [`Backend::initialize`].
     #[must_use]
     pub fn new(config: EmbeddedConfig) -> Self {
-        Self { config, worker: None, frame: Vec::with_capacity(MAX_FRAME), buffer: vec![0; MAX_FRAME] }
+        Self {
+            config,
+            worker: None,
+            dying: None,
+            initialize_waits: false,
+            new_descriptor: false,
+            started_before: false,
+            frame: Vec::with_capacity(MAX_FRAME),
+            buffer: vec![0; MAX_FRAME],
+        }
     }
 
-    fn start_worker(&mut self) -> io::Result<Worker> {
+    fn start_worker(&mut self) -> io::Result<()> {
         let (socket, theirs) = frame::socket_pair()?;
         let (cancel, their_cancel) = frame::socket_pair()?;
         for ours in [&socket, &cancel] {
@@ -62,23 +86,25 @@ impl Embedded {
         let process = Command::new(&self.config.program)
             .arg0(env!("CARGO_PKG_NAME"))
             .arg(SUBCOMMAND)
-            .args(["--log-level", self.config.log_level.as_str()])
+            .args(["--log-level", &self.config.log_level.as_str().to_ascii_lowercase()])
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             // What a terminal sends to a whole group of processes is for the server only.
             .process_group(0)
             .spawn()?;
-        let mut worker = Worker { process, socket, cancel, sequence: 0 };
+        log::debug!("worker process {} started", process.id());
+        if self.started_before && self.config.state.is_none() {
+            log::error!(
+                "the TPM's keys and NV contents are lost with its process, and a new TPM takes its place; with --state-dir it would have kept them"
+            );
+        }
+        self.started_before = true;
+        self.new_descriptor = true;
+        let worker = self.worker.insert(Worker { process, socket, cancel, sequence: 0 });
         let mut descriptors = vec![their_cancel.as_fd()];
         descriptors.extend(self.config.state.iter().flat_map(StateFolder::descriptors));
-        let sent = worker.send(Request::Start(self.config.version), &mut self.frame, &descriptors);
-        if let Err(errno) = sent {
-            worker.kill();
-            return Err(errno.into());
-        }
-        log::debug!("worker process {} started", worker.process.id());
-        Ok(worker)
+        Ok(worker.send(Request::Start(self.config.version), &mut self.frame, &descriptors)?)
     }
 
     fn begin(&mut self, request: Request<'_>) -> Result<(), BackendError> {
@@ -90,8 +116,18 @@ impl Embedded {
 
     /// Gives up the worker and says why.
     fn lost(&mut self, reason: &str) -> BackendError {
-        let status = self.worker.take().map_or_else(String::new, Worker::end);
-        BackendError::Gone(format!("{reason}{status}"))
+        self.kill();
+        BackendError::Gone(reason.to_owned())
+    }
+
+    /// Whether a killed process has ended.
+    fn is_buried(&mut self) -> bool {
+        let Some(dying) = &mut self.dying else { return true };
+        if let Ok(None) = dying.process.try_wait() {
+            return false;
+        }
+        self.dying = None;
+        true
     }
 }
 
@@ -101,25 +137,18 @@ impl Worker {
         request.encode(self.sequence, frame);
         frame::send(self.socket.as_fd(), frame, descriptors)
     }
-
-    /// SIGKILL cannot be refused, so that waiting for the process takes no longer than the kernel needs to end it.
-    fn kill(&mut self) -> Option<std::process::ExitStatus> {
-        let _ = self.process.kill();
-        self.process.wait().ok()
-    }
-
-    /// Makes sure that the process has ended, and tells how it did.
-    fn end(mut self) -> String {
-        self.kill().map_or_else(String::new, |status| format!(" (its process ended with {status})"))
-    }
 }
 
 impl Backend for Embedded {
     fn initialize(&mut self) -> Result<(), BackendError> {
         if self.worker.is_none() {
-            let worker = self.start_worker();
-            let worker = worker.map_err(|error| BackendError::Gone(format!("cannot start its process: {error}")))?;
-            self.worker = Some(worker);
+            if !self.is_buried() {
+                self.initialize_waits = true;
+                return Ok(());
+            }
+            if let Err(error) = self.start_worker() {
+                return Err(self.lost(&format!("cannot start its process: {error}")));
+            }
         }
         self.begin(Request::Initialize)
     }
@@ -146,10 +175,21 @@ impl Backend for Embedded {
     }
 
     fn poll(&mut self, response: &mut Vec<u8>) -> Option<Result<Done, BackendError>> {
+        if !self.is_buried() {
+            return None;
+        }
+        if std::mem::take(&mut self.initialize_waits) {
+            return self.initialize().err().map(Err);
+        }
         let worker = self.worker.as_mut()?;
         let frame = match frame::receive(worker.socket.as_fd(), &mut self.buffer) {
-            Ok(([], _)) => return Some(Err(self.lost("it closed its socket"))),
-            Ok((frame, _)) => frame,
+            Ok([]) => {
+                // Usually it has ended already, and can say how.
+                let status = worker.process.try_wait().ok().flatten();
+                let status = status.map_or_else(String::new, |status| format!(" and ended with {status}"));
+                return Some(Err(self.lost(&format!("its process has closed its socket{status}"))));
+            }
+            Ok(frame) => frame,
             Err(Errno::EAGAIN) => return None,
             Err(errno) => return Some(Err(self.lost(&format!("cannot read from it: {errno}")))),
         };
@@ -171,13 +211,37 @@ impl Backend for Embedded {
     }
 
     fn kill(&mut self) {
-        if let Some(mut worker) = self.worker.take() {
-            worker.kill();
+        self.initialize_waits = false;
+        let Some(mut worker) = self.worker.take() else { return };
+        // It fails only for a process that has ended.
+        let _ = worker.process.kill();
+        if let Ok(Some(_)) = worker.process.try_wait() {
+            return;
+        }
+        // It may take its time to end, for example while a disk does not answer; so it is not waited for here.
+        let pid = i32::try_from(worker.process.id()).ok().and_then(Pid::from_raw);
+        match pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
+            Some(Ok(pidfd)) => {
+                self.dying = Some(Dying { process: worker.process, pidfd });
+                self.new_descriptor = true;
+            }
+            // Without a descriptor to wait for (Linux before 5.3, or none left) there is only this.
+            _ => drop(worker.process.wait()),
         }
     }
 
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.worker.as_ref().map(|worker| worker.socket.as_fd())
+    fn is_gone(&self) -> bool {
+        self.worker.is_none() && self.dying.is_none()
+    }
+
+    fn take_new_descriptor(&mut self) -> Option<BorrowedFd<'_>> {
+        if !std::mem::take(&mut self.new_descriptor) {
+            return None;
+        }
+        match (&self.dying, &self.worker) {
+            (Some(dying), _) => Some(dying.pidfd.as_fd()),
+            (None, worker) => worker.as_ref().map(|worker| worker.socket.as_fd()),
+        }
     }
 }
 

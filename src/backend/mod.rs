@@ -70,10 +70,14 @@ pub trait Backend {
     /// What has ended; `None` while the operation is still under way. A response replaces the content of `response`.
     fn poll(&mut self, response: &mut Vec<u8>) -> Option<Result<Done, BackendError>>;
 
-    /// Ends the TPM at once, whatever it does, so that nothing of it runs or writes after this call. An operation under
-    /// way is forgotten.
+    /// Ends the TPM, whatever it does; an operation under way is forgotten. Returns at once: [`is_gone`](Self::is_gone)
+    /// tells when nothing of it runs or writes any more. [`initialize`](Self::initialize) may come before; it waits.
     fn kill(&mut self);
 
-    /// What becomes readable when [`poll`](Self::poll) has something to say. Changes when a TPM is brought up.
-    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+    /// Whether nothing runs.
+    fn is_gone(&self) -> bool;
+
+    /// What becomes readable when [`poll`](Self::poll) has something to say, if that has changed since this was last
+    /// asked. To be asked after each other method.
+    fn take_new_descriptor(&mut self) -> Option<BorrowedFd<'_>>;
 }

@@ -1,15 +1,17 @@
-//! `describe`: writes the description of a device without serving it.
+//! `describe`: writes the description of a device without serving it, and prints it for those who attach the device.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 
-use clap::Args;
+use anyhow::Context;
+use clap::{Args, ValueEnum};
 
 use super::device_args::{DeviceArgs, description_of};
 use crate::description::Description;
 
 /// Write what a VMM needs to attach the TPM, without serving it
 ///
-/// Writes tpm.json, qemu-device.json and the ACPI tables. Give the same flags as to the server.
+/// Writes tpm.json, qemu-device.json, qemu.cfg and the ACPI tables. Give the same flags as to the server.
 #[derive(Debug, Args)]
 pub(super) struct DescribeArgs {
     /// Socket on which the server will listen
@@ -20,12 +22,61 @@ pub(super) struct DescribeArgs {
     #[arg(long, value_name = "DIR")]
     description: PathBuf,
 
+    /// Also print what attaches the TPM, with the files in that folder
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+
+    /// Folder in which the server will keep the TPM's state: says that the state can move. Not opened here
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+
     #[command(flatten)]
     device: DeviceArgs,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// The contents of tpm.json
+    Json,
+    /// QEMU's arguments on one line, quoted for a shell
+    QemuArgs,
+    /// The <qemu:commandline> element of a libvirt domain
+    Libvirt,
+}
+
 pub(super) fn run(args: DescribeArgs) -> anyhow::Result<()> {
-    let description = Description::new(description_of(args.device.device()?, args.socket_path))?;
-    description.write_to(&args.description)?;
-    Ok(())
+    let DescribeArgs { socket_path, description: folder, format, state_dir, device } = args;
+    let description = Description::new(description_of(device.device()?, socket_path, state_dir.as_deref()))?;
+    // Made before anything is written, so that a description that cannot be printed leaves no files.
+    let printed = match format {
+        None => String::new(),
+        Some(Format::Json) => description.tpm_json(&folder)?,
+        Some(Format::QemuArgs) => description.qemu_command_line(&folder)?,
+        Some(Format::Libvirt) => description.libvirt_xml(&folder)?,
+    };
+    description.write_to(&folder)?;
+    io::stdout().write_all(printed.as_bytes()).context("cannot print the description")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::Cli;
+
+    #[test]
+    fn it_takes_the_servers_flags_and_a_format() {
+        for format in ["json", "qemu-args", "libvirt"] {
+            let args = ["vfio-user-tpm", "describe", "--socket-path=/s", "--description=/d", "--state-dir=/t"];
+            let more = ["--machine=pc", "--tpm-version=1.2", "--format", format];
+            assert!(Cli::try_parse_from(args.iter().chain(&more)).is_ok(), "{format}");
+        }
+    }
+
+    #[test]
+    fn it_needs_a_folder_since_qemu_reads_the_tables_from_there() {
+        let args = ["vfio-user-tpm", "describe", "--socket-path=/s", "--format=json"];
+        let error = Cli::try_parse_from(args).unwrap_err().to_string();
+        assert!(error.contains("--description"), "{error}");
+    }
 }

@@ -1,17 +1,19 @@
 //! The arguments that say which device it is and where it sits; for serving it and for describing it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use thiserror::Error;
 
-use crate::acpi::{Interface, Machine, PciAddress, Placement, PlacementError, TpmDevice};
+use crate::acpi::{BehindBridge, Interface, Machine, PciPath, Placement, PlacementError, TpmDevice};
+use crate::description::State;
 use crate::tpm::TpmVersion;
 use crate::{description, device};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct DeviceArgs {
-    /// Version of the TPM: 2.0
+    /// Version of the TPM: 2.0 or 1.2
     #[arg(long, default_value = "2.0", value_name = "VERSION", value_parser = tpm_version)]
     tpm_version: TpmVersion,
 
@@ -19,13 +21,19 @@ pub(super) struct DeviceArgs {
     #[arg(long, default_value = "tis")]
     interface: Interface,
 
-    /// Machine type that the description is for: q35
+    /// Machine type that the description is for: q35 or pc
     #[arg(long, default_value = "q35")]
     machine: Machine,
 
-    /// Slot on the machine's root bus that the description is for, in hexadecimal
+    /// Slot on the machine's root bus that the description is for, in hexadecimal. Behind a bridge
+    /// (--force-behind-bridge), the bridge's SLOT.FUNCTION, a slash, and the slot there, as in 06.0/00.0
     #[arg(long, default_value = "05.0", value_name = "SLOT.0")]
-    pci_address: PciAddress,
+    pci_address: PciPath,
+
+    /// Describe a TPM behind the bridge with this id in QEMU, as in -device pcie-root-port,id=rp0. With it the TPM's
+    /// measurements prove nothing against the guest's root, who can reset the TPM alone by way of the bridge
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    force_behind_bridge: Option<String>,
 
     /// PCI vendor and device id, in hexadecimal
     #[arg(long, default_value_t = PciId { vendor: device::VENDOR_ID, device: device::DEVICE_ID }, value_name = "VVVV:DDDD")]
@@ -36,8 +44,9 @@ impl DeviceArgs {
     /// The device, if it can be where it is to be.
     pub(super) fn device(&self) -> Result<TpmDevice, PlacementError> {
         let PciId { vendor, device } = self.pci_id;
+        let consent = self.force_behind_bridge.clone().map(|bridge_id| BehindBridge { bridge_id });
         Ok(TpmDevice {
-            placement: Placement::new(self.machine, self.pci_address)?,
+            placement: Placement::new(self.machine, self.pci_address, consent)?,
             identity: device::identity(vendor, device),
             interface: self.interface,
             version: self.tpm_version,
@@ -45,9 +54,10 @@ impl DeviceArgs {
     }
 }
 
-/// What is needed to describe a device that listens on `socket_path`.
-pub(super) fn description_of(device: TpmDevice, socket_path: PathBuf) -> description::Config {
-    description::Config { program_version: env!("CARGO_PKG_VERSION").to_owned(), device, socket_path }
+/// What is needed to describe a device that listens on `socket_path` and keeps its state in `state_dir`.
+pub(super) fn description_of(device: TpmDevice, socket_path: PathBuf, state_dir: Option<&Path>) -> description::Config {
+    let state = if state_dir.is_some() { State::Folder } else { State::Ephemeral };
+    description::Config { program_version: env!("CARGO_PKG_VERSION").to_owned(), device, socket_path, state }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +102,8 @@ impl std::str::FromStr for PciId {
 fn tpm_version(text: &str) -> Result<TpmVersion, String> {
     match text {
         "2.0" => Ok(TpmVersion::V2_0),
-        _ => Err("expected 2.0".to_owned()),
+        "1.2" => Ok(TpmVersion::V1_2),
+        _ => Err("expected 2.0 or 1.2".to_owned()),
     }
 }
 

@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::device_args::{DeviceArgs, description_of};
-use super::start_log;
+use super::{log_level, ready, start_log};
 use crate::acpi::TpmDevice as DeviceDescription;
 use crate::backend::embedded::{Embedded, EmbeddedConfig};
 use crate::description::Description;
@@ -19,28 +19,35 @@ use crate::engine::{Engine, Wakeup};
 use crate::frontend::tis::TisConfig;
 use crate::platform::{Platform, StartupPolicy};
 use crate::state::StateFolder;
-use crate::vfio_user::{DEVICE_TOKEN, Listener, Server};
+use crate::vfio_user::{DEVICE_TOKEN, Listener, Server, SocketClaim};
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
     #[command(flatten)]
     socket: SocketArgs,
 
+    /// Also write what a VMM needs to attach the device into this folder (see `describe`)
+    #[arg(long, value_name = "DIR", requires = "socket_path")]
+    description: Option<PathBuf>,
+
+    #[command(flatten)]
+    tpm: TpmArgs,
+}
+
+/// Which TPM is served and how, wherever its clients come from.
+#[derive(Debug, Args)]
+pub(super) struct TpmArgs {
     /// Folder for the TPM's state; it is created if it is missing. Without one, the TPM and its secrets
     /// are gone when the program ends
     #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
+    pub(super) state_dir: Option<PathBuf>,
 
     /// Which TPM is behind the registers
     #[arg(long, value_enum, default_value = "embedded")]
     backend: BackendKind,
 
     #[command(flatten)]
-    device: DeviceArgs,
-
-    /// Also write what a VMM needs to attach the device into this folder (see `describe`)
-    #[arg(long, value_name = "DIR", requires = "socket_path")]
-    description: Option<PathBuf>,
+    pub(super) device: DeviceArgs,
 
     /// Who starts the TPM up and closes its platform hierarchy
     #[arg(long, value_enum, default_value = "clear")]
@@ -55,9 +62,9 @@ pub(super) struct ServeArgs {
     #[arg(long)]
     guest_locality_4: bool,
 
-    /// What to log to standard error: off, error, warn, info, debug, trace
-    #[arg(long, default_value = "info", value_name = "LEVEL")]
-    log_level: log::LevelFilter,
+    /// What to log to standard error
+    #[arg(long, default_value = "info", value_name = "LEVEL", value_parser = log_level())]
+    pub(super) log_level: log::LevelFilter,
 }
 
 #[derive(Debug, Args)]
@@ -73,7 +80,7 @@ struct SocketArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum BackendKind {
+pub(super) enum BackendKind {
     /// libtpms in a process of its own, nothing else to start
     Embedded,
 }
@@ -110,17 +117,19 @@ impl TryFrom<ServeArgs> for Config {
     type Error = anyhow::Error;
 
     fn try_from(args: ServeArgs) -> anyhow::Result<Self> {
+        let ServeArgs { socket, description, tpm: args } = args;
         let BackendKind::Embedded = args.backend;
         let device = args.device.device()?;
-        let endpoint = match (args.socket.socket_path, args.socket.fd) {
+        let endpoint = match (socket.socket_path, socket.fd) {
             (Some(path), None) => Endpoint::Path(path),
             (None, Some(fd)) => Endpoint::Descriptor(fd),
             _ => bail!("give either --socket-path or --fd"),
         };
-        let description = match (args.description, &endpoint) {
+        let description = match (description, &endpoint) {
             (None, _) => None,
             (Some(folder), Endpoint::Path(socket)) => {
-                Some((Description::new(description_of(device, socket.clone()))?, folder))
+                let config = description_of(device.clone(), socket.clone(), args.state_dir.as_deref());
+                Some((Description::new(config)?, folder))
             }
             (Some(_), Endpoint::Descriptor(_)) => bail!("--description needs --socket-path: a VMM connects by path"),
         };
@@ -152,19 +161,22 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
     start_log(config.log_level);
     // Blocked before anything else, so that a signal at any time ends the program in order.
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
     signals.thread_block().context("cannot block signals")?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .context("cannot receive signals")?;
 
     let state = config.state_dir.as_deref().map(StateFolder::open).transpose()?;
-    // In this order: the lock keeps a second server from the files of the first, and who finds the socket finds the
-    // description complete.
-    if let Some((description, folder)) = &config.description {
-        description.write_to(folder)?;
-    }
     let listener = match &config.endpoint {
-        Endpoint::Path(path) => Listener::bind(path)?,
+        Endpoint::Path(path) => {
+            // What is in the way of serving comes to light before anything is written; and who can connect finds the
+            // description complete.
+            let claim = SocketClaim::new(path)?;
+            if let Some((description, folder)) = &config.description {
+                description.write_to(folder)?;
+            }
+            claim.listen()?
+        }
         Endpoint::Descriptor(fd) => Listener::from_fd(inherited(*fd)?)?,
     };
     let server = Server::new(listener)?;
@@ -181,10 +193,14 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     let program = PathBuf::from("/proc/self/exe");
     let backend = Embedded::new(EmbeddedConfig { version, state, program, log_level: config.log_level });
-    let engine = Engine::new(Box::new(backend), Platform::new(version, config.startup), Some(wakeup));
+    let mut engine = Engine::new(Box::new(backend), Platform::new(version, config.startup), Some(wakeup));
+    engine.on_first_start(ready::announce);
     let mut device = TpmDevice::new(config.device.identity, config.registers, engine, config.reset_on_connect);
     server.run(&mut device, &signals)?;
-    log::info!("ended");
+    match device.stop_failure() {
+        None => log::info!("ended"),
+        Some(reason) => bail!("the TPM was not stopped in order, and its last change may be lost: {reason}"),
+    }
     Ok(())
 }
 
@@ -251,10 +267,13 @@ mod tests {
             ("--backend=simulator", "embedded"),
             ("--tpm-version=3", "2.0"),
             ("--interface=spi", "tis"),
-            ("--machine=microvm", "q35"),
+            ("--machine=microvm", "q35 or pc"),
             ("--pci-address=1f.0", "another slot"),
+            ("--pci-address=06.0/00.0", "--force-behind-bridge"),
+            ("--force-behind-bridge=rp0", "06.0/00.0"),
+            ("--force-behind-bridge=", "--force-behind-bridge"),
             ("--startup=maybe", "clear"),
-            ("--log-level=loud", "log-level"),
+            ("--log-level=loud", "debug"),
         ] {
             let error = config(&["--socket-path=/s", flag]).unwrap_err().to_string();
             assert!(error.contains(expected), "{flag}: {error}");

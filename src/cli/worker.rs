@@ -4,13 +4,13 @@ use std::os::fd::AsFd;
 
 use clap::Args;
 
-use super::start_log;
+use super::{log_level, start_log};
 
 /// Runs the TPM for a server; not for people.
 #[derive(Debug, Args)]
 pub(super) struct WorkerArgs {
-    /// What to log: off, error, warn, info, debug, trace
-    #[arg(long, default_value = "info", value_name = "LEVEL")]
+    /// What to log to standard error
+    #[arg(long, default_value = "info", value_name = "LEVEL", value_parser = log_level())]
     log_level: log::LevelFilter,
 }
 

@@ -1,9 +1,11 @@
-//! What a VMM needs to attach the device, as files: QEMU's `-device` argument, the ACPI tables, and `tpm.json`, which
-//! says everything in one place. Nothing here needs the server to run.
+//! What a VMM needs to attach the device, as files: the ACPI tables, QEMU's `-device` argument and configuration, and
+//! `tpm.json`, which says everything in one place. Nothing here needs the server to run.
 
 #![forbid(unsafe_code)]
 
+mod libvirt;
 mod qemu;
+mod shell;
 mod tpm_json;
 mod write;
 
@@ -23,14 +25,29 @@ pub struct Config {
     pub device: TpmDevice,
     /// The socket on which the server listens. A relative path is taken from the current directory.
     pub socket_path: PathBuf,
+    /// Where the TPM's state is.
+    pub state: State,
 }
 
-/// A device that can be described: it has tables, and its socket a path that JSON can hold.
+/// Where the TPM's state is between commands, as far as it matters to those who move virtual machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nowhere but in the server.
+    Ephemeral,
+    /// In a state folder.
+    Folder,
+}
+
+/// A device that can be described: its socket has a path that JSON can hold.
+///
+/// All paths that are made of this begin with the folder in which the description's files are or will be; a relative
+/// one is taken from the current directory.
 #[derive(Clone, Debug)]
 pub struct Description {
     program_version: String,
     device: TpmDevice,
     socket_path: String,
+    state: State,
     tables: Vec<Table>,
 }
 
@@ -46,28 +63,49 @@ pub struct File {
 impl Description {
     /// Checks what can't be described and makes the tables.
     pub fn new(config: Config) -> Result<Self, DescriptionError> {
-        let Config { program_version, device, socket_path } = config;
-        Ok(Self {
-            program_version,
-            device,
-            socket_path: absolute(&socket_path, "socket")?,
-            tables: acpi::tables(&device)?,
-        })
+        let Config { program_version, device, socket_path, state } = config;
+        let tables = acpi::tables(&device);
+        Ok(Self { program_version, device, socket_path: absolute(&socket_path, "socket")?, state, tables })
     }
 
-    /// All files, as they are to be in `folder` (a relative path is taken from the current directory): the tables,
-    /// `qemu-device.json`, and at last `tpm.json`, which names the others. Writes nothing.
+    /// All files, as they are to be in `folder`: the tables, `qemu-device.json`, `qemu.cfg`, and at last `tpm.json`,
+    /// which names the others. Writes nothing.
     pub fn files(&self, folder: &Path) -> Result<Vec<File>, DescriptionError> {
-        let folder = absolute(folder, "description's folder")?;
-        let arguments = qemu::arguments(self, &folder)?;
+        let tpm_json = self.tpm_json(folder)?;
         let tables = self.tables.iter().map(|table| File { name: table.file_name, contents: table.bytes.clone() });
+        let text = |name, text: String| File { name, contents: text.into_bytes() };
         Ok(tables
             .chain([
-                File { name: qemu::DEVICE_FILE, contents: line(qemu::device(self)) },
-                File { name: tpm_json::FILE, contents: line(tpm_json::render(self, arguments)) },
+                text(qemu::DEVICE_FILE, line(qemu::device(self))),
+                text(qemu::CONFIG_FILE, qemu::config(self)),
+                text(tpm_json::FILE, tpm_json),
             ])
             .collect())
     }
+
+    /// The contents of `tpm.json`.
+    pub fn tpm_json(&self, folder: &Path) -> Result<String, DescriptionError> {
+        Ok(line(tpm_json::render(self, &absolute_folder(folder)?, self.qemu_arguments(folder)?)))
+    }
+
+    /// The arguments that attach the device to QEMU.
+    pub fn qemu_arguments(&self, folder: &Path) -> Result<Vec<String>, DescriptionError> {
+        qemu::arguments(self, &absolute_folder(folder)?)
+    }
+
+    /// The arguments that attach the device to QEMU, quoted for a shell, on one line.
+    pub fn qemu_command_line(&self, folder: &Path) -> Result<String, DescriptionError> {
+        Ok(line(shell::command_line(&self.qemu_arguments(folder)?)))
+    }
+
+    /// The `<qemu:commandline>` element that attaches the device to a libvirt domain.
+    pub fn libvirt_xml(&self, folder: &Path) -> Result<String, DescriptionError> {
+        libvirt::command_line(&self.qemu_arguments(folder)?)
+    }
+}
+
+fn absolute_folder(folder: &Path) -> Result<String, DescriptionError> {
+    absolute(folder, "description's folder")
 }
 
 /// The path from the root, which is the same for a VMM started elsewhere.
@@ -86,17 +124,13 @@ fn json(text: serde_json::Result<String>) -> String {
     text.expect("derived structs of strings, numbers and lists become JSON")
 }
 
-fn line(mut text: String) -> Vec<u8> {
-    text.push('\n');
-    text.into_bytes()
+fn line(text: String) -> String {
+    text + "\n"
 }
 
 /// The device can't be described, or not there.
 #[derive(Debug, Error)]
 pub enum DescriptionError {
-    /// No tables.
-    #[error(transparent)]
-    Unsupported(#[from] acpi::Unsupported),
     /// A path that can't be made absolute.
     #[error("cannot tell where the {what} \"{path}\" is: give an absolute path")]
     Path {
@@ -121,6 +155,9 @@ pub enum DescriptionError {
          file name: choose another path"
     )]
     Colon(String),
+    /// A control character in a path.
+    #[error("XML, and so libvirt, cannot hold the control character in {0:?}: choose another path")]
+    NotXml(String),
     /// The folder can't be made.
     #[error("cannot create the description's folder {path:?}: give a folder that this user can create or write to")]
     CreateFolder {

@@ -1,4 +1,4 @@
-//! QEMU's command line for the device.
+//! QEMU's command line and configuration file for the device.
 
 use serde::Serialize;
 
@@ -7,11 +7,15 @@ use crate::acpi::Machine;
 
 /// The file with the argument of `-device`.
 pub(super) const DEVICE_FILE: &str = "qemu-device.json";
+/// The file for `-readconfig`.
+pub(super) const CONFIG_FILE: &str = "qemu.cfg";
 
 /// `-device` in its JSON form: the dotted form can't carry a socket.
 #[derive(Serialize)]
 struct Device<'a> {
     driver: &'static str,
+    /// Always named: in a machine with further host bridges (pxb) the first bus that QEMU finds need not be the root.
+    bus: &'a str,
     addr: String,
     socket: Socket<'a>,
 }
@@ -24,9 +28,11 @@ struct Socket<'a> {
 
 /// The argument of `-device`, on one line.
 pub(super) fn device(description: &Description) -> String {
+    let placement = &description.device.placement;
     let device = Device {
         driver: "vfio-user-pci",
-        addr: description.device.placement.address().to_string(),
+        bus: placement.bus(),
+        addr: placement.address().to_string(),
         socket: Socket { r#type: "unix", path: &description.socket_path },
     };
     super::json(serde_json::to_string(&device))
@@ -43,14 +49,28 @@ pub(super) fn arguments(description: &Description, folder: &str) -> Result<Vec<S
         let file = format!("{folder}/{}", table.file_name).replace(',', ",,");
         arguments.extend(["-acpitable".to_owned(), format!("file={file}")]);
     }
-    arguments.extend(["-global".to_owned(), no_s3(description.device.placement.machine()).to_owned()]);
+    let driver = s3_driver(description.device.placement.machine());
+    arguments.extend(["-global".to_owned(), format!("{driver}.disable_s3=1")]);
     Ok(arguments)
 }
 
-/// A wake from S3 looks like a reset to the device and would zero the PCRs of a living guest, so the machine must not
-/// offer S3.
-const fn no_s3(machine: Machine) -> &'static str {
+/// What of the arguments QEMU takes from a file: `-global` only. It would read `[acpi]` groups without an error and add no
+/// table, and a device with a socket needs the JSON form, which is for the command line.
+pub(super) fn config(description: &Description) -> String {
+    let driver = s3_driver(description.device.placement.machine());
+    format!(
+        "# For QEMU's -readconfig: switches S3 off, since a wake from S3 would clear the TPM's PCRs. The device and its\n\
+         # ACPI tables can only be given on the command line: -device, -acpitable (see {}).\n\
+         [global]\n  driver = \"{driver}\"\n  property = \"disable_s3\"\n  value = \"1\"\n",
+        super::tpm_json::FILE,
+    )
+}
+
+/// The device whose property `disable_s3` decides whether the machine offers S3. It must not: a wake from S3 looks like a
+/// reset to the TPM and would zero the PCRs of a living guest.
+const fn s3_driver(machine: Machine) -> &'static str {
     match machine {
-        Machine::Q35 => "ICH9-LPC.disable_s3=1",
+        Machine::Q35 => "ICH9-LPC",
+        Machine::Pc => "PIIX4_PM",
     }
 }

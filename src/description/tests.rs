@@ -13,7 +13,7 @@ fn description(socket_path: impl Into<PathBuf>) -> Result<Description, Descripti
     Description::new(Config {
         program_version: "0.0.0".to_owned(),
         device: TpmDevice {
-            placement: Placement::new(Machine::Q35, "05.0".parse().unwrap()).unwrap(),
+            placement: Placement::new(Machine::Q35, "05.0".parse().unwrap(), None).unwrap(),
             identity: crate::pci::Identity {
                 vendor_id: 0x7666,
                 device_id: 0x5450,
@@ -24,6 +24,7 @@ fn description(socket_path: impl Into<PathBuf>) -> Result<Description, Descripti
             version: TpmVersion::V2_0,
         },
         socket_path: socket_path.into(),
+        state: State::Ephemeral,
     })
 }
 
@@ -33,8 +34,8 @@ fn json_of(files: &[File], name: &str) -> Value {
 }
 
 fn qemu_arguments(folder: &str) -> Vec<Value> {
-    let files = description("/run/tpm.sock").unwrap().files(Path::new(folder)).unwrap();
-    json_of(&files, "tpm.json")["qemu"].as_array().unwrap().clone()
+    let description = description("/run/tpm.sock").unwrap().tpm_json(Path::new(folder)).unwrap();
+    serde_json::from_str::<Value>(&description).unwrap()["qemu"].as_array().unwrap().clone()
 }
 
 #[test]
@@ -88,13 +89,25 @@ fn a_colon_in_the_folders_path_is_refused_before_anything_is_written() {
 fn the_device_argument_in_tpm_json_is_the_one_in_its_own_file() {
     let files = description("/run/tpm.sock").unwrap().files(Path::new("/vm")).unwrap();
     let argument = qemu_arguments("/vm")[1].as_str().unwrap().to_owned();
-    assert_eq!(files.iter().find(|file| file.name == "qemu-device.json").unwrap().contents, line(argument));
+    assert_eq!(
+        files.iter().find(|file| file.name == "qemu-device.json").unwrap().contents,
+        line(argument).into_bytes()
+    );
 }
 
 #[test]
 fn s3_is_switched_off() {
     let arguments = qemu_arguments("/vm");
     assert_eq!(arguments[arguments.len() - 2..], ["-global", "ICH9-LPC.disable_s3=1"]);
+}
+
+#[test]
+fn a_control_character_is_no_obstacle_in_the_sockets_path_but_in_the_folders_for_libvirt() {
+    let description = description("/run/\u{7}.sock").unwrap();
+    assert!(description.qemu_command_line(Path::new("/vm")).unwrap().contains(r"/run/\u0007.sock"));
+    assert!(description.libvirt_xml(Path::new("/vm")).unwrap().contains(r"/run/\u0007.sock"));
+    let error = description.libvirt_xml(Path::new("/\u{7}")).unwrap_err();
+    assert!(matches!(error, DescriptionError::NotXml(_)), "{error}");
 }
 
 #[test]

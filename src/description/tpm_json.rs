@@ -1,9 +1,11 @@
 //! `tpm.json`: everything a VMM has to know about the device, for VMMs other than QEMU and for management layers.
+//! `docs/tpm.schema.json` describes it to them.
 
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
-use super::Description;
-use crate::acpi::Interface;
+use super::{Description, State};
+use crate::acpi::{Interface, Table};
 use crate::bar_map::{self, Window};
 
 pub(super) const FILE: &str = "tpm.json";
@@ -15,11 +17,14 @@ const FORMAT: u32 = 1;
 struct TpmJson<'a> {
     format: u32,
     program: Program<'a>,
+    /// The folder of this file and the tables.
+    folder: &'a str,
     /// The path on which the vfio-user server listens.
     socket: &'a str,
     tpm: Tpm,
+    state: StateMobility,
     machine: &'static str,
-    pci: Pci,
+    pci: Pci<'a>,
     bar0: Bar,
     acpi: Acpi<'a>,
     /// Arguments that attach the device to QEMU; not to be passed through a shell unquoted.
@@ -38,10 +43,22 @@ struct Tpm {
     interface: &'static str,
 }
 
+/// Whether the TPM can be moved to another server, and so the virtual machine to another host.
+#[derive(Serialize)]
+struct StateMobility {
+    movable: bool,
+    /// In words for a person.
+    why: &'static str,
+}
+
 /// Numbers are hexadecimal, as sysfs and lspci show them.
 #[derive(Serialize)]
-struct Pci {
-    /// SLOT.FUNCTION on the root bus.
+struct Pci<'a> {
+    /// The bus's id in QEMU.
+    bus: &'a str,
+    /// On the root bus, of the bridge in front of `bus`; none if `bus` is the root bus.
+    bridge: Option<String>,
+    /// SLOT.FUNCTION on `bus`.
     address: String,
     vendor: String,
     device: String,
@@ -76,21 +93,28 @@ struct Acpi<'a> {
 #[derive(Serialize)]
 struct TableFile<'a> {
     signature: &'a str,
-    /// Its name beside this file.
+    /// Its name in the folder.
     file: &'a str,
+    /// Of the whole file, in hexadecimal.
+    sha256: String,
 }
 
-/// The file's text, with QEMU's arguments as given.
-pub(super) fn render(description: &Description, qemu: Vec<String>) -> String {
-    let Description { program_version, device, socket_path, tables } = description;
+/// The file's text, with the folder and QEMU's arguments as given.
+pub(super) fn render(description: &Description, folder: &str, qemu: Vec<String>) -> String {
+    let Description { program_version, device, socket_path, state, tables } = description;
+    let placement = &device.placement;
     super::json(serde_json::to_string_pretty(&TpmJson {
         format: FORMAT,
         program: Program { name: env!("CARGO_PKG_NAME"), version: program_version },
+        folder,
         socket: socket_path,
         tpm: Tpm { version: device.version.to_string(), interface: device.interface.name() },
-        machine: device.placement.machine().name(),
+        state: mobility(*state),
+        machine: placement.machine().name(),
         pci: Pci {
-            address: device.placement.address().to_string(),
+            bus: placement.bus(),
+            bridge: placement.bridge().map(|address| address.to_string()),
+            address: placement.address().to_string(),
             vendor: format!("0x{:04x}", device.identity.vendor_id),
             device: format!("0x{:04x}", device.identity.device_id),
             class: format!("0x{:06x}", device.identity.class_code),
@@ -100,15 +124,29 @@ pub(super) fn render(description: &Description, qemu: Vec<String>) -> String {
             windows: bar_map::WINDOWS.iter().map(|window| bar_window(*window, device.interface)).collect(),
         },
         acpi: Acpi {
-            parent: device.placement.acpi_node(),
+            parent: placement.acpi_node(),
             crs_length: device.interface.crs_length(),
-            tables: tables
-                .iter()
-                .map(|table| TableFile { signature: table.signature, file: table.file_name })
-                .collect(),
+            tables: tables.iter().map(table_file).collect(),
         },
         qemu,
     }))
+}
+
+const fn mobility(state: State) -> StateMobility {
+    match state {
+        State::Folder => StateMobility {
+            movable: true,
+            why: "it is in the server's state folder, which can be moved while the server is stopped",
+        },
+        State::Ephemeral => {
+            StateMobility { movable: false, why: "it is in the server's memory and ends with the server" }
+        }
+    }
+}
+
+fn table_file(table: &Table) -> TableFile<'_> {
+    let sha256 = format!("{:x}", Sha256::digest(&table.bytes));
+    TableFile { signature: table.signature, file: table.file_name, sha256 }
 }
 
 fn bar_window(window: Window, interface: Interface) -> BarWindow {

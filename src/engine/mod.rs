@@ -22,14 +22,16 @@ use crate::backend::{Backend, BackendError, Done};
 use crate::platform::{Platform, Step};
 use crate::tpm::{BUFFER_SIZE, Fault, Header, Locality, fault_response};
 
-/// Longest start of a TPM: a new TPM 1.2 generates an RSA key.
-const INITIALIZE_LIMIT: Duration = Duration::from_secs(60);
+/// Longest start of a TPM, by one operation. A new TPM 1.2 generates a key, and a busy disk takes long to write.
+const START_LIMIT: Duration = Duration::from_secs(60);
 /// Longest of all commands. Drivers give up after 5 minutes.
 const COMMAND_LIMIT: Duration = Duration::from_secs(600);
 /// Longest wait for a command that its guest has cancelled. Not every algorithm can be interrupted.
 const CANCEL_LIMIT: Duration = Duration::from_secs(10);
-/// Longest wait for a command that a reset or the end has cancelled; also for the platform's own short commands.
-const CONTROL_LIMIT: Duration = Duration::from_secs(2);
+/// Longest wait for a command that a reset or the end has cancelled. The guest waits for the TPM meanwhile.
+const ABORT_LIMIT: Duration = Duration::from_secs(2);
+/// Longest shutdown, by one operation: it writes to a disk that may be busy.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(20);
 
 /// How the event loop hears of the backend.
 #[derive(Debug)]
@@ -57,6 +59,9 @@ pub struct Engine {
     /// No guest's command has run since `_TPM_Init`, so that another one would change nothing.
     pristine: bool,
     first_start: FirstStart,
+    on_first_start: Option<Box<dyn FnOnce() + Send>>,
+    /// Why the TPM was not stopped in order.
+    stop_failure: Option<String>,
 }
 
 /// What the backend is doing.
@@ -72,6 +77,8 @@ enum Phase {
     ResettingEstablished,
     ShuttingDown,
     Terminating,
+    /// Powered off; what ran it is about to be gone.
+    Ending,
 }
 
 /// What is to come when the operation under way has ended.
@@ -120,7 +127,14 @@ impl Engine {
             established: false,
             pristine: false,
             first_start: FirstStart::Awaited,
+            on_first_start: None,
+            stop_failure: None,
         }
+    }
+
+    /// Has `action` called when the TPM is up for the first time.
+    pub fn on_first_start(&mut self, action: impl FnOnce() + Send + 'static) {
+        self.on_first_start = Some(Box::new(action));
     }
 
     /// `_TPM_Init`: shuts a running TPM down in order and starts it anew. What the guest has under way is forgotten.
@@ -176,11 +190,22 @@ impl Engine {
     /// Takes what the backend has finished and goes on; also enforces deadlines. To be called when the backend's
     /// descriptor is ready and when [`deadline`](Self::deadline) has passed.
     pub fn poll(&mut self, now: Instant) {
-        while let Some(outcome) = self.backend.poll(&mut self.response) {
-            self.finish(outcome, now);
+        loop {
+            let outcome = self.backend.poll(&mut self.response);
+            match self.watch().and(outcome.transpose()) {
+                Ok(None) => break,
+                Ok(Some(done)) => self.finish(Ok(done), now),
+                Err(error) => self.finish(Err(error), now),
+            }
         }
-        if self.deadline.is_some_and(|deadline| deadline <= now) {
-            self.backend.kill();
+        let too_late = self.deadline.is_some_and(|deadline| deadline <= now);
+        if matches!(self.phase, Phase::Ending) {
+            if too_late || self.backend.is_gone() {
+                self.phase = Phase::Off;
+                self.deadline = None;
+            }
+        } else if too_late {
+            self.kill();
             self.finish(Err(BackendError::Gone("it did not answer in time and was ended".to_owned())), now);
         }
     }
@@ -221,6 +246,12 @@ impl Engine {
         }
     }
 
+    /// Why the TPM could not be stopped in order, if so: what its last commands did may be lost.
+    #[must_use]
+    pub fn stop_failure(&self) -> Option<&str> {
+        self.stop_failure.as_deref()
+    }
+
     /// Takes up a new goal. A guest's command that runs is cancelled, and has little time to end.
     fn pursue(&mut self, goal: Goal, now: Instant) {
         self.goal = goal;
@@ -228,16 +259,17 @@ impl Engine {
             Phase::Off | Phase::Failed | Phase::Idle => self.advance(now),
             Phase::Executing => {
                 self.backend.cancel();
-                self.limit(CONTROL_LIMIT, now);
+                self.limit(ABORT_LIMIT, now);
             }
             Phase::Initializing
             | Phase::Starting(..)
             | Phase::ResettingEstablished
             | Phase::ShuttingDown
-            | Phase::Terminating => {
+            | Phase::Terminating
+            | Phase::Ending => {
                 // A start may take long, and can be broken off without harm.
                 if goal == Goal::Stop {
-                    self.limit(CONTROL_LIMIT, now);
+                    self.limit(SHUTDOWN_LIMIT, now);
                 }
             }
         }
@@ -249,7 +281,7 @@ impl Engine {
             (Phase::Idle, Goal::Serve) => {
                 if let Some(locality) = self.reset_established.take() {
                     let begun = self.backend.reset_established(locality);
-                    self.begin(begun, Phase::ResettingEstablished, CONTROL_LIMIT, now);
+                    self.begin(begun, Phase::ResettingEstablished, START_LIMIT, now);
                 } else if let Guest::Waiting(locality) = self.guest {
                     self.guest = Guest::Running;
                     self.pristine = false;
@@ -261,7 +293,7 @@ impl Engine {
             (Phase::Idle, Goal::Reset | Goal::Stop) => match self.platform.shutdown() {
                 Some(step) => {
                     let begun = self.backend.execute(Locality::ZERO, &step.command);
-                    self.begin(begun, Phase::ShuttingDown, CONTROL_LIMIT, now);
+                    self.begin(begun, Phase::ShuttingDown, SHUTDOWN_LIMIT, now);
                 }
                 None => self.power_down(now),
             },
@@ -272,10 +304,11 @@ impl Engine {
                 }
             }
             (Phase::Failed | Phase::Off, Goal::Reset) => self.initialize(now),
-            (Phase::Failed | Phase::Off, Goal::Stop) => {
-                self.backend.kill();
-                self.phase = Phase::Off;
+            (Phase::Failed, Goal::Stop) => {
+                self.stop_failure.get_or_insert_with(|| "it has failed before".to_owned());
+                self.end(now);
             }
+            (Phase::Off, Goal::Stop) => self.end(now),
             _ => {}
         }
     }
@@ -284,7 +317,7 @@ impl Engine {
     fn power_down(&mut self, now: Instant) {
         if self.goal == Goal::Stop {
             let begun = self.backend.terminate();
-            self.begin(begun, Phase::Terminating, CONTROL_LIMIT, now);
+            self.begin(begun, Phase::Terminating, SHUTDOWN_LIMIT, now);
         } else {
             self.initialize(now);
         }
@@ -294,8 +327,8 @@ impl Engine {
         self.goal = Goal::Serve;
         self.reset_established = None;
         let begun = self.backend.initialize();
-        self.register();
-        self.begin(begun, Phase::Initializing, INITIALIZE_LIMIT, now);
+        let begun = self.watch().and(begun);
+        self.begin(begun, Phase::Initializing, START_LIMIT, now);
     }
 
     /// Notes that an operation is under way, or that it could not be begun.
@@ -310,6 +343,10 @@ impl Engine {
 
     /// An operation has ended.
     fn finish(&mut self, outcome: Result<Done, BackendError>, now: Instant) {
+        if matches!(self.phase, Phase::Off | Phase::Failed | Phase::Ending) {
+            // Nobody asked. A backend that talks by itself is not listened to.
+            return self.kill();
+        }
         self.deadline = None;
         if let Ok(Done::Control { established }) = outcome {
             self.established = established;
@@ -339,19 +376,21 @@ impl Engine {
                 self.advance(now);
             }
             (Phase::ShuttingDown, Ok(Done::Response)) => {
-                if let Some(Header { code, .. }) = Header::parse(&self.response).filter(|header| header.code != 0) {
-                    log::debug!("the TPM answered TPM2_Shutdown with {code:#x}");
+                match Header::of_whole(&self.response) {
+                    Some(Header { code: 0, .. }) => {}
+                    other => self.note_shutdown_failure(other.map(|header| header.code)),
                 }
                 self.power_down(now);
             }
-            (Phase::Terminating, Ok(Done::Control { .. })) => {
-                self.backend.kill();
-                self.phase = Phase::Off;
+            (Phase::Terminating, Ok(Done::Control { .. })) => self.end(now),
+            (Phase::Idle, Err(error)) => {
+                self.kill();
+                self.fail(&error.to_string(), now);
             }
             (_, Err(error)) => self.fail(&error.to_string(), now),
-            (phase, Ok(done)) => {
-                self.backend.kill();
-                self.fail(&format!("it reported {done:?} in the phase {phase:?}"), now);
+            (_, Ok(_)) => {
+                self.kill();
+                self.fail("its process broke the protocol", now);
             }
         }
     }
@@ -363,10 +402,13 @@ impl Engine {
         }
         if let Some(step) = steps.next() {
             let begun = self.backend.execute(Locality::ZERO, &step.command);
-            self.begin(begun, Phase::Starting(steps, step.name), CONTROL_LIMIT, now);
+            self.begin(begun, Phase::Starting(steps, step.name), START_LIMIT, now);
         } else {
             log::debug!("the TPM is up");
             self.first_start = FirstStart::Done;
+            if let Some(action) = self.on_first_start.take() {
+                action();
+            }
             self.pristine = true;
             self.phase = Phase::Idle;
             self.advance(now);
@@ -377,7 +419,7 @@ impl Engine {
     fn fail(&mut self, reason: &str, now: Instant) {
         self.phase = Phase::Failed;
         match (&self.first_start, self.goal) {
-            (_, Goal::Stop) => log::warn!("the TPM failed while it was stopped: {reason}"),
+            (_, Goal::Stop) => self.stop_failure = Some(reason.to_owned()),
             (FirstStart::Awaited, _) => self.first_start = FirstStart::Failed(reason.to_owned()),
             (FirstStart::Failed(_), _) => {}
             (FirstStart::Done, Goal::Reset) => log::warn!("the TPM failed while it was reset: {reason}"),
@@ -411,15 +453,47 @@ impl Engine {
         };
     }
 
-    /// A backend's descriptor changes only when a TPM is brought up; a closed one leaves the registry by itself.
-    fn register(&mut self) {
-        let (Some(wakeup), Some(descriptor)) = (&self.wakeup, self.backend.descriptor()) else { return };
-        let raw = descriptor.as_raw_fd();
-        match wakeup.registry.register(&mut SourceFd(&raw), wakeup.token, Interest::READABLE) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => log::error!("cannot wait for the TPM: {error}"),
+    /// A TPM that does not take its shutdown counts it as one it never got. Before firmware has started it up, it can't.
+    fn note_shutdown_failure(&mut self, code: Option<u32>) {
+        const TPM_RC_INITIALIZE: u32 = 0x100;
+        let reason = match code {
+            Some(TPM_RC_INITIALIZE) => return,
+            Some(code) => format!("it answered TPM2_Shutdown with {code:#x}"),
+            None => "it gave no well-formed answer to TPM2_Shutdown".to_owned(),
+        };
+        log::warn!("the TPM was not shut down in order: {reason}");
+        if self.goal == Goal::Stop {
+            self.stop_failure = Some(reason);
         }
+    }
+
+    /// The TPM is off, for good; what ran it goes away.
+    fn end(&mut self, now: Instant) {
+        self.kill();
+        self.phase = Phase::Ending;
+        self.deadline = None;
+        self.limit(ABORT_LIMIT, now);
+        if self.backend.is_gone() {
+            self.phase = Phase::Off;
+            self.deadline = None;
+        }
+    }
+
+    fn kill(&mut self) {
+        self.backend.kill();
+        if let Err(error) = self.watch() {
+            log::error!("{error}");
+        }
+    }
+
+    /// Waits for the descriptor that the backend now has. A closed one leaves the registry by itself.
+    fn watch(&mut self) -> Result<(), BackendError> {
+        let (Some(descriptor), Some(wakeup)) = (self.backend.take_new_descriptor(), &self.wakeup) else {
+            return Ok(());
+        };
+        let registered =
+            wakeup.registry.register(&mut SourceFd(&descriptor.as_raw_fd()), wakeup.token, Interest::READABLE);
+        registered.map_err(|error| BackendError::Gone(format!("cannot wait for its process: {error}")))
     }
 }
 

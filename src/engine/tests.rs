@@ -28,6 +28,8 @@ struct Script {
     calls: Vec<Call>,
     outcomes: VecDeque<(Result<Done, BackendError>, Vec<u8>)>,
     gone: bool,
+    /// A killed process does not end.
+    lingers: bool,
 }
 
 #[derive(Clone, Default)]
@@ -71,7 +73,10 @@ impl Backend for Played {
     fn kill(&mut self) {
         self.0.borrow_mut().calls.push(Call::Kill);
     }
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+    fn is_gone(&self) -> bool {
+        !self.0.borrow().lingers
+    }
+    fn take_new_descriptor(&mut self) -> Option<BorrowedFd<'_>> {
         None
     }
 }
@@ -251,7 +256,7 @@ fn a_command_sent_during_a_reset_runs_on_the_fresh_tpm() {
 fn a_hung_command_is_ended_soon_after_a_reset_and_the_tpm_works_again() {
     let mut bench = Bench::running();
     bench.reset();
-    bench.pass(CONTROL_LIMIT);
+    bench.pass(ABORT_LIMIT);
     assert_eq!(bench.backend.calls(), [Call::Cancel, Call::Kill, Call::Initialize]);
     bench.control();
     bench.execute();
@@ -311,7 +316,7 @@ fn a_tpm_that_died_unused_is_brought_up_by_a_reset() {
     let mut bench = Bench::up();
     bench.gone();
     bench.reset();
-    assert_eq!(bench.backend.calls(), [Call::Initialize]);
+    assert_eq!(bench.backend.calls(), [Call::Kill, Call::Initialize]);
 }
 
 #[test]
@@ -356,17 +361,51 @@ fn a_stop_shuts_down_and_powers_off() {
 }
 
 #[test]
-fn a_stop_comes_to_its_end_whatever_the_backend_does() {
+fn a_stop_comes_to_its_end_whatever_the_backend_does_and_says_what_failed() {
     let mut bench = Bench::running();
     bench.engine.stop(bench.now);
-    bench.pass(CONTROL_LIMIT);
+    bench.pass(ABORT_LIMIT);
     assert!(bench.engine.is_off());
+    assert!(bench.engine.stop_failure().is_some());
 
     let mut bench = Bench::new(StartupPolicy::Clear);
     bench.reset();
     bench.engine.stop(bench.now);
-    bench.pass(CONTROL_LIMIT);
+    bench.pass(SHUTDOWN_LIMIT);
     assert!(bench.engine.is_off(), "in the middle of a start");
+
+    let mut bench = Bench::up();
+    bench.backend.0.borrow_mut().lingers = true;
+    bench.engine.stop(bench.now);
+    bench.response(&OK);
+    bench.control();
+    assert!(!bench.engine.is_off(), "what ran the TPM is still there");
+    bench.pass(ABORT_LIMIT);
+    assert!(bench.engine.is_off());
+    assert_eq!(bench.engine.stop_failure(), None);
+}
+
+#[test]
+fn a_shutdown_that_the_tpm_refuses_at_the_end_is_told() {
+    let mut bench = Bench::up();
+    bench.engine.stop(bench.now);
+    bench.response(&failure());
+    bench.control();
+    assert!(bench.engine.is_off());
+    assert!(bench.engine.stop_failure().is_some_and(|reason| reason.contains("0x101")));
+}
+
+#[test]
+fn a_backend_that_talks_by_itself_is_ended_and_not_listened_to() {
+    let mut bench = Bench::up();
+    for _ in 0..1000 {
+        let outcome = (Err(BackendError::Refused("listen".to_owned())), Vec::new());
+        bench.backend.0.borrow_mut().outcomes.push_back(outcome);
+    }
+    bench.engine.poll(bench.now);
+    assert!(bench.backend.calls().iter().all(|call| *call == Call::Kill));
+    bench.execute();
+    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
 }
 
 #[test]

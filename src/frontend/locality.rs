@@ -4,7 +4,10 @@
 //! A locality is granted the TPM at once when none is active. What becomes of a command when the owner changes is the
 //! interface's business: it compares [`Localities::active`] before and after.
 
+mod state;
+
 use crate::tpm::Locality;
+pub use state::{LocalitiesState, LocalitiesStateError};
 
 /// A set of localities.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -10,6 +10,7 @@ pub mod tis;
 mod words;
 
 use crate::tpm::Locality;
+pub use locality::{LocalitiesState, LocalitiesStateError};
 
 /// What the rest of the device has to do because of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

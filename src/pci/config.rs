@@ -4,6 +4,10 @@
 //! root bus and has no capabilities: above all neither a function level reset nor power management, since with either
 //! a guest could reset the TPM alone.
 
+mod state;
+
+pub use state::{ConfigSpaceState, ConfigSpaceStateError};
+
 /// Bytes of conventional configuration space.
 pub const CONFIG_SIZE: usize = 256;
 

@@ -4,4 +4,4 @@
 
 mod config;
 
-pub use config::{CONFIG_SIZE, ConfigSpace, Identity, MemoryBar};
+pub use config::{CONFIG_SIZE, ConfigSpace, ConfigSpaceState, ConfigSpaceStateError, Identity, MemoryBar};

@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg, OFlag, openat, renameat};
+use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::Mode;
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
 
 use super::Blob;
@@ -21,7 +22,10 @@ const LOCK: &str = "lock";
 #[derive(Debug, Error)]
 pub enum StateError {
     /// The folder cannot be made or opened.
-    #[error("cannot open the state folder {}: {reason}; give a folder that this user may create or write", path.display())]
+    #[error(
+        "cannot open the state folder {}: {reason}; give a folder that this user may write to, or create, on a disk with \
+         free space", path.display()
+    )]
     Open {
         /// The folder.
         path: PathBuf,
@@ -71,24 +75,18 @@ pub enum StateError {
 #[derive(Debug)]
 pub struct StateFolder {
     dir: OwnedFd,
-    lock: Lock,
-}
-
-/// The process that took the lock lets go of it when it ends; one that was handed the lock only closes its copy.
-#[derive(Debug)]
-enum Lock {
-    Taken(Flock<File>),
-    Shared(OwnedFd),
+    /// Never unlocked, only closed.
+    lock: OwnedFd,
 }
 
 impl StateFolder {
-    /// Opens the folder at `path`, creating it (mode 0700) if it is not there, and locks it.
+    /// Opens the folder at `path`, creating it (mode 0700) if it is not there but the folder above is, and locks it.
     ///
     /// # Errors
     /// [`StateError::Open`], and [`StateError::Locked`] with the holder's process id.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let failed = |reason: io::Error| StateError::Open { path: path.to_owned(), reason };
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        create(path).map_err(failed)?;
         let dir = File::open(path).map_err(failed)?;
         let metadata = dir.metadata().map_err(failed)?;
         if !metadata.is_dir() {
@@ -101,35 +99,36 @@ impl StateFolder {
                 metadata.mode() & 0o777
             );
         }
+        if metadata.uid() != geteuid().as_raw() {
+            log::warn!("the state folder {} belongs to user {}, and not to this one", path.display(), metadata.uid());
+        }
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let lock = openat(&dir, LOCK, flags, Mode::from_bits_truncate(0o600)).map_err(|errno| failed(errno.into()))?;
-        let mut lock = match Flock::lock(File::from(lock), FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
-                return Err(StateError::Locked { path: path.to_owned(), holder: holder_of(&mut file) });
+        let mut lock = File::from(lock);
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(StateError::Locked { path: path.to_owned(), holder: holder_of(&mut lock) });
             }
-            Err((_, errno)) => return Err(failed(errno.into())),
-        };
-        // The pid is for people; the lock is the kernel's.
-        let noted = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
-        noted.map_err(failed)?;
-        Ok(Self { dir: dir.into(), lock: Lock::Taken(lock) })
+            Err(errno) => return Err(failed(errno.into())),
+        }
+        // The number is for people, the lock is the kernel's: so a full disk is no reason to keep a TPM from being read.
+        if let Err(error) = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())) {
+            log::warn!("cannot write this process's number into {}: {error}", path.join(LOCK).display());
+        }
+        Ok(Self { dir: dir.into(), lock: lock.into() })
     }
 
     /// A folder that another process opened and locked, from copies of its two descriptors.
     #[must_use]
     pub fn shared(dir: OwnedFd, lock: OwnedFd) -> Self {
-        Self { dir, lock: Lock::Shared(lock) }
+        Self { dir, lock }
     }
 
     /// The descriptors to hand to a process that is to share this folder: the folder, and its lock.
     #[must_use]
     pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        let lock = match &self.lock {
-            Lock::Taken(lock) => lock.as_fd(),
-            Lock::Shared(lock) => lock.as_fd(),
-        };
-        [self.dir.as_fd(), lock]
+        [self.dir.as_fd(), self.lock.as_fd()]
     }
 
     /// Reads a blob; `None` if there is no file of its name.
@@ -214,6 +213,19 @@ impl StateFolder {
     }
 }
 
+/// Creates a folder that is not there, for this user alone, and makes it last. The folder above has to be there: one that
+/// is not is more likely a mistake, or a disk that is not mounted.
+fn create(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(parent)?.sync_all()
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// What a lock file says of the process that holds it; untrusted, so bounded and checked.
 fn holder_of(lock: &mut File) -> String {
     let mut text = String::new();
@@ -236,18 +248,18 @@ mod tests {
 
     fn folder() -> (tempfile::TempDir, StateFolder) {
         let temp = tempfile::tempdir().unwrap();
-        let folder = StateFolder::open(&temp.path().join("a/state")).unwrap();
+        let folder = StateFolder::open(&temp.path().join("state")).unwrap();
         (temp, folder)
     }
 
     fn state_path(temp: &tempfile::TempDir) -> PathBuf {
-        temp.path().join("a/state").join(NAME)
+        temp.path().join("state").join(NAME)
     }
 
     #[test]
     fn a_new_folder_is_private_and_empty() {
         let (temp, folder) = folder();
-        let mode = fs::metadata(temp.path().join("a/state")).unwrap().permissions().mode();
+        let mode = fs::metadata(temp.path().join("state")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         assert!(folder.load(V2, Blob::Permanent).unwrap().is_none());
     }
@@ -258,7 +270,7 @@ mod tests {
         folder.store(V2, Blob::Permanent, b"one").unwrap();
         folder.store(V2, Blob::Permanent, b"two").unwrap();
         drop(folder);
-        let again = StateFolder::open(&temp.path().join("a/state")).unwrap();
+        let again = StateFolder::open(&temp.path().join("state")).unwrap();
         assert_eq!(again.load(V2, Blob::Permanent).unwrap().as_deref(), Some(&b"two"[..]));
         let mode = fs::metadata(state_path(&temp)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -267,18 +279,17 @@ mod tests {
     #[test]
     fn a_second_user_is_told_who_holds_the_lock() {
         let (temp, _folder) = folder();
-        let error = StateFolder::open(&temp.path().join("a/state")).unwrap_err().to_string();
+        let error = StateFolder::open(&temp.path().join("state")).unwrap_err().to_string();
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
     }
 
     #[test]
     fn the_lock_holds_as_long_as_a_copy_is_open() {
         let (temp, folder) = folder();
-        let path = temp.path().join("a/state");
+        let path = temp.path().join("state");
         let [dir, lock] = folder.descriptors().map(|fd| fd.try_clone_to_owned().unwrap());
         let copy = StateFolder::shared(dir, lock);
-        // As when the process that took the lock is killed: its descriptors are closed, nothing is unlocked.
-        std::mem::forget(folder);
+        drop(folder);
         assert!(matches!(StateFolder::open(&path), Err(StateError::Locked { .. })));
         assert!(copy.store(V2, Blob::Permanent, b"x").is_ok());
     }

@@ -32,7 +32,7 @@ pub enum ListenerError {
     #[error("{} is too long for a socket path ({} bytes, at most 107). Choose a shorter one", .0.display(), .0.as_os_str().len())]
     PathTooLong(PathBuf),
     /// The socket cannot be created or looked at.
-    #[error("cannot {action} {}", path.display())]
+    #[error("cannot {action} {}; its folder has to be there, and this user has to be allowed to write to it", path.display())]
     Path {
         /// What was attempted.
         action: &'static str,
@@ -45,7 +45,7 @@ pub enum ListenerError {
     #[error("descriptor {0} was expected to be a UNIX stream socket that listens or is connected, and is not: {1}")]
     Descriptor(i32, &'static str),
     /// The descriptor cannot be looked at or prepared.
-    #[error("descriptor {0} cannot be used")]
+    #[error("descriptor {0} cannot be used; hand down a UNIX stream socket that listens or is connected")]
     BadDescriptor(i32, #[source] Errno),
 }
 
@@ -69,31 +69,9 @@ pub(super) struct ListeningSocket {
 }
 
 impl Listener {
-    /// Listens on a new socket at `path`, with mode 0600 (less the umask) from its first moment.
-    ///
-    /// A socket on which nobody listens is replaced; anything else at `path` is left alone and an error. The file is
-    /// removed when the listener is dropped, if it is still this one. Two servers that replace the same abandoned
-    /// socket in the same moment are not kept apart.
+    /// Listens on a new socket at `path`: [`SocketClaim::new`] and [`SocketClaim::listen`] in one.
     pub fn bind(path: &Path) -> Result<Self, ListenerError> {
-        let failed = |action| move |source| ListenerError::Path { action, path: path.into(), source };
-        let address = UnixAddr::new(path).map_err(|errno| match errno {
-            Errno::ENAMETOOLONG => ListenerError::PathTooLong(path.into()),
-            other => failed("use")(other.into()),
-        })?;
-        remove_abandoned(path, &address)?;
-
-        let socket = stream_socket().map_err(failed("create a socket for"))?;
-        // Before it is bound, the mode of the socket is what its file will be created with.
-        fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| failed("restrict")(errno.into()))?;
-        bind(socket.as_raw_fd(), &address).map_err(|errno| match errno {
-            Errno::EADDRINUSE => ListenerError::InUse(path.into()),
-            other => failed("create")(other.into()),
-        })?;
-        let file = SocketFile::at(path).map_err(failed("look at"))?;
-        Backlog::new(BACKLOG)
-            .and_then(|backlog| listen(&socket, backlog))
-            .map_err(|errno| failed("listen on")(errno.into()))?;
-        Ok(Self(Source::Listening(ListeningSocket { socket: socket.into(), _file: Some(file) })))
+        SocketClaim::new(path)?.listen()
     }
 
     /// Serves on a descriptor that was handed down: clients one after another if it listens, or the one that it is
@@ -122,6 +100,51 @@ impl Listener {
             Err(Errno::ENOTCONN) => Err(ListenerError::Descriptor(number, "it is neither")),
             Err(other) => Err(bad(other)),
         }
+    }
+}
+
+/// A socket that is there, so that no other server can have its path, and on which nobody can connect yet.
+#[derive(Debug)]
+pub struct SocketClaim {
+    socket: OwnedFd,
+    file: SocketFile,
+}
+
+impl SocketClaim {
+    /// Makes a new socket at `path`, with mode 0600 (less the umask) from its first moment.
+    ///
+    /// A socket on which nobody listens is replaced; anything else at `path` is left alone and an error. The file is
+    /// removed when the claim, or the listener made of it, is dropped, if it is still this one. Two servers that replace
+    /// the same abandoned socket in the same moment are not kept apart, nor is a claim from a server that comes before it
+    /// listens.
+    pub fn new(path: &Path) -> Result<Self, ListenerError> {
+        let failed = |action| move |source| ListenerError::Path { action, path: path.into(), source };
+        let address = UnixAddr::new(path).map_err(|errno| match errno {
+            Errno::ENAMETOOLONG => ListenerError::PathTooLong(path.into()),
+            other => failed("use")(other.into()),
+        })?;
+        remove_abandoned(path, &address)?;
+
+        let socket = stream_socket().map_err(failed("create a socket for"))?;
+        // Before it is bound, the mode of the socket is what its file will be created with.
+        fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| failed("restrict")(errno.into()))?;
+        bind(socket.as_raw_fd(), &address).map_err(|errno| match errno {
+            Errno::EADDRINUSE => ListenerError::InUse(path.into()),
+            other => failed("create")(other.into()),
+        })?;
+        let file = SocketFile::at(path).map_err(failed("look at"))?;
+        Ok(Self { socket, file })
+    }
+
+    /// Lets clients connect.
+    pub fn listen(self) -> Result<Listener, ListenerError> {
+        let Self { socket, file } = self;
+        Backlog::new(BACKLOG).and_then(|backlog| listen(&socket, backlog)).map_err(|errno| ListenerError::Path {
+            action: "listen on",
+            path: file.path.clone(),
+            source: errno.into(),
+        })?;
+        Ok(Listener(Source::Listening(ListeningSocket { socket: socket.into(), _file: Some(file) })))
     }
 }
 

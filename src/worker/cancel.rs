@@ -4,8 +4,7 @@
 //! therefore come too early and be lost; so it is repeated until the command it names has ended.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::frame;
@@ -16,17 +15,28 @@ const INTERVAL: Duration = Duration::from_millis(1);
 
 /// The sequence number of the last command that ended. Sequence numbers grow by one and may wrap.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Ended(Arc<AtomicU32>);
+pub(super) struct Ended(Arc<Mutex<u32>>);
 
 impl Ended {
     /// Notes that the command with this number has ended.
     pub(super) fn note(&self, sequence: u32) {
-        self.0.store(sequence, Ordering::Release);
+        *self.lock() = sequence;
     }
 
-    fn is_at_or_after(&self, sequence: u32) -> bool {
+    /// Cancels if the command with this number has not ended; returns whether that was so. While `cancel` runs no end can
+    /// be noted, so that it never hits the next command.
+    fn cancel_unless_ended(&self, sequence: u32, cancel: impl FnOnce()) -> bool {
+        let ended = self.lock();
         // Half of all numbers are "before", half "after", so that wrapping does no harm.
-        self.0.load(Ordering::Acquire).wrapping_sub(sequence) < u32::MAX / 2
+        let running = ended.wrapping_sub(sequence) >= u32::MAX / 2;
+        if running {
+            cancel();
+        }
+        running
+    }
+
+    fn lock(&self) -> MutexGuard<'_, u32> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -35,10 +45,9 @@ pub(super) fn start(socket: OwnedFd, ended: Ended) -> std::io::Result<()> {
     let thread = std::thread::Builder::new().name("cancel".to_owned()).stack_size(64 << 10);
     thread.spawn(move || {
         let mut buffer = [0; 4];
-        while let Ok((message, _)) = frame::receive(socket.as_fd(), &mut buffer) {
+        while let Ok(message) = frame::receive(socket.as_fd(), &mut buffer) {
             let Ok(sequence) = message.try_into().map(u32::from_ne_bytes) else { break };
-            while !ended.is_at_or_after(sequence) {
-                libtpms::cancel_command();
+            while ended.cancel_unless_ended(sequence, libtpms::cancel_command) {
                 std::thread::sleep(INTERVAL);
             }
         }
@@ -50,17 +59,24 @@ pub(super) fn start(socket: OwnedFd, ended: Ended) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
+    fn cancels(ended: &Ended, sequence: u32) -> bool {
+        let mut cancelled = false;
+        let running = ended.cancel_unless_ended(sequence, || cancelled = true);
+        assert_eq!(running, cancelled);
+        cancelled
+    }
+
     #[test]
-    fn a_command_has_ended_once_its_number_was_noted_even_over_the_wrap() {
+    fn a_command_that_has_ended_is_not_cancelled_even_over_the_wrap_of_the_numbers() {
         let ended = Ended::default();
-        assert!(!ended.is_at_or_after(1));
+        assert!(cancels(&ended, 1));
         ended.note(1);
-        assert!(ended.is_at_or_after(1));
-        assert!(!ended.is_at_or_after(2));
+        assert!(!cancels(&ended, 1));
+        assert!(cancels(&ended, 2));
         ended.note(u32::MAX);
-        assert!(ended.is_at_or_after(u32::MAX));
-        assert!(!ended.is_at_or_after(0));
+        assert!(!cancels(&ended, u32::MAX));
+        assert!(cancels(&ended, 0));
         ended.note(0);
-        assert!(ended.is_at_or_after(u32::MAX));
+        assert!(!cancels(&ended, u32::MAX));
     }
 }

@@ -5,10 +5,10 @@
 //! anything: a frame that is not exactly as described here is an error, never a guess.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, sendmsg};
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -165,31 +165,34 @@ pub fn send(socket: BorrowedFd<'_>, frame: &[u8], descriptors: &[BorrowedFd<'_>]
     let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control = if raw.is_empty() { &[][..] } else { &rights[..] };
-    loop {
-        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(frame)], control, MsgFlags::MSG_NOSIGNAL, None) {
-            Err(Errno::EINTR) => {}
-            sent => return sent.map(drop),
-        }
-    }
+    let data = [IoSlice::new(frame)];
+    uninterrupted(|| sendmsg::<()>(socket.as_raw_fd(), &data, control, MsgFlags::MSG_NOSIGNAL, None)).map(drop)
 }
 
-/// Receives one frame into `buffer` and the descriptors that came with it. An empty frame is the end of the stream.
+/// Receives one frame into `buffer`. An empty frame is the end of the stream.
+///
+/// Descriptors that the other side sends along never get into this process: there is no room for them to arrive in.
 ///
 /// # Errors
 /// Those of `recvmsg(2)`; `EAGAIN` if the socket does not block and nothing is there; `EMSGSIZE` for a frame that is
-/// larger than `buffer` or brings more descriptors than any frame has.
-pub fn receive<'a>(socket: BorrowedFd<'_>, buffer: &'a mut [u8]) -> nix::Result<(&'a [u8], Vec<OwnedFd>)> {
-    let mut space = nix::cmsg_space!([std::os::fd::RawFd; MAX_DESCRIPTORS]);
+/// larger than `buffer`.
+pub fn receive<'a>(socket: BorrowedFd<'_>, buffer: &'a mut [u8]) -> nix::Result<&'a [u8]> {
+    // With MSG_TRUNC the length is that of the frame, whatever the buffer's.
+    let length = uninterrupted(|| recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_TRUNC))?;
+    buffer.get(..length).ok_or(Errno::EMSGSIZE)
+}
+
+/// As [`receive`], with the descriptors that came along. For a side that trusts the other: for the worker's first frame.
+///
+/// # Errors
+/// As [`receive`]; `ENOBUFS` for more descriptors than any frame has.
+pub fn receive_start<'a>(socket: BorrowedFd<'_>, buffer: &'a mut [u8]) -> nix::Result<(&'a [u8], Vec<OwnedFd>)> {
+    let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
     let mut vectors = [IoSliceMut::new(buffer)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = loop {
-        match recvmsg::<()>(socket.as_raw_fd(), &mut vectors, Some(&mut space), flags) {
-            Err(Errno::EINTR) => {}
-            received => break received?,
-        }
-    };
+    // Not interrupted: this is the first thing that a new process does.
+    let received = recvmsg::<()>(socket.as_raw_fd(), &mut vectors, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut descriptors = Vec::new();
-    for control in message.cmsgs()? {
+    for control in received.cmsgs()? {
         if let ControlMessageOwned::ScmRights(rights) = control {
             for fd in rights {
                 // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
@@ -198,9 +201,19 @@ pub fn receive<'a>(socket: BorrowedFd<'_>, buffer: &'a mut [u8]) -> nix::Result<
             }
         }
     }
-    let (length, truncated) = (message.bytes, message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC));
-    let frame = buffer.get(..length).filter(|_| !truncated).ok_or(Errno::EMSGSIZE)?;
+    let (length, flags) = (received.bytes, received.flags);
+    let frame = buffer.get(..length).filter(|_| !flags.contains(MsgFlags::MSG_TRUNC)).ok_or(Errno::EMSGSIZE)?;
     Ok((frame, descriptors))
+}
+
+/// Repeats a system call that a signal has interrupted.
+fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
 }
 
 /// A connected pair of frame sockets, close-on-exec.
@@ -266,27 +279,38 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_and_its_descriptors_cross_the_socket_together() {
+    fn the_first_frame_and_its_descriptors_cross_the_socket_together() {
         let (a, b) = socket_pair().unwrap();
         let (extra, _) = socket_pair().unwrap();
         send(a.as_fd(), b"frame", &[extra.as_fd(), a.as_fd()]).unwrap();
         let mut buffer = [0; MAX_FRAME];
-        let (frame, descriptors) = receive(b.as_fd(), &mut buffer).unwrap();
+        let (frame, descriptors) = receive_start(b.as_fd(), &mut buffer).unwrap();
         assert_eq!((frame, descriptors.len()), (&b"frame"[..], 2));
+    }
+
+    #[test]
+    fn descriptors_with_any_other_frame_stay_outside() {
+        let (a, b) = socket_pair().unwrap();
+        let (extra, other_end) = socket_pair().unwrap();
+        send(a.as_fd(), b"frame", &[extra.as_fd(); 40]).unwrap();
+        drop(extra);
+        assert_eq!(receive(b.as_fd(), &mut [0; MAX_FRAME]), Ok(&b"frame"[..]));
+        // The end of the stream tells that nobody has the other end open any more.
+        assert_eq!(receive(other_end.as_fd(), &mut [0; 8]), Ok(&[][..]));
     }
 
     #[test]
     fn a_frame_larger_than_any_is_refused() {
         let (a, b) = socket_pair().unwrap();
         send(a.as_fd(), &[0; MAX_FRAME + 1], &[]).unwrap();
-        assert_eq!(receive(b.as_fd(), &mut [0; MAX_FRAME]).unwrap_err(), Errno::EMSGSIZE);
+        assert_eq!(receive(b.as_fd(), &mut [0; MAX_FRAME]), Err(Errno::EMSGSIZE));
     }
 
     #[test]
     fn the_end_of_the_stream_is_an_empty_frame() {
         let (a, b) = socket_pair().unwrap();
         drop(a);
-        assert!(receive(b.as_fd(), &mut [0; MAX_FRAME]).unwrap().0.is_empty());
+        assert_eq!(receive(b.as_fd(), &mut [0; MAX_FRAME]), Ok(&[][..]));
     }
 
     proptest! {

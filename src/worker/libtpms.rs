@@ -7,7 +7,9 @@
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_uchar};
+use std::fs::File;
 use std::marker::PhantomData;
+use std::os::fd::IntoRawFd;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -51,6 +53,8 @@ impl Tpm {
         if TAKEN.swap(true, Ordering::AcqRel) {
             return Err("libtpms holds one TPM a process, and this process already has one".to_owned());
         }
+
+        silence()?;
         HOST.set(Some(Host { nvram, locality: Locality::ZERO }));
         let number = match version {
             TpmVersion::V1_2 => ffi::TPMLIB_TPM_VERSION_1_2,
@@ -92,9 +96,16 @@ impl Tpm {
         self.powered = true;
         // SAFETY: version and callbacks were set by `new`, and no TPM runs.
         let result = unsafe { ffi::TPMLIB_MainInit() };
-        let outcome = match with_host(|host| host.nvram.unreadable().map(ToOwned::to_owned)).flatten() {
-            Some(reason) => Err(reason),
-            None => check(result).map_err(|code| format!("libtpms cannot start the TPM (error {code:#x})")),
+        let unreadable = with_host(|host| host.nvram.unreadable().map(ToOwned::to_owned)).flatten();
+        let given = with_host(|host| host.nvram.given()).flatten();
+        let outcome = match (unreadable, check(result), given) {
+            (None, Ok(()), _) => Ok(()),
+            (Some(reason), _, _) => Err(reason),
+            (None, Err(code), None) => Err(format!("libtpms cannot make a TPM (error {code:#x})")),
+            (None, Err(code), Some(file)) => Err(format!(
+                "libtpms does not accept the state in {file} (error {code:#x}), and it is left as it is: a newer libtpms \
+                 may have written it; use that one, restore a backup, or move the file away to begin with a new TPM"
+            )),
         };
         if outcome.is_err() {
             self.terminate();
@@ -159,6 +170,16 @@ impl Tpm {
         let result = unsafe { ffi::TPM_IO_TpmEstablished_Reset() };
         check(result).map_err(|code| format!("the TPM does not clear tpmEstablished (error {code:#x})"))
     }
+}
+
+/// Sends what the library prints by itself to nowhere. It prints, whatever the log level, the whole command that led to
+/// failure mode, and with it a guest's passwords and data.
+fn silence() -> Result<(), String> {
+    let nowhere =
+        File::options().write(true).open("/dev/null").map_err(|error| format!("cannot open /dev/null: {error}"))?;
+    // SAFETY: the library keeps the number; the descriptor stays open as long as the process.
+    unsafe { ffi::TPMLIB_SetDebugFD(nowhere.into_raw_fd()) };
+    Ok(())
 }
 
 /// Asks a command that runs on another thread to end early. Without effect if none runs.

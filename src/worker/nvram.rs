@@ -10,6 +10,8 @@ use crate::tpm::TpmVersion;
 pub(super) struct Nvram {
     version: TpmVersion,
     place: Place,
+    /// The TPM has been given its permanent blob.
+    given: bool,
     /// Why the blobs could not be read. From then on nothing is written: what is there may be all that is left of a TPM.
     unreadable: Option<String>,
 }
@@ -23,7 +25,7 @@ enum Place {
 impl Nvram {
     pub(super) fn new(version: TpmVersion, folder: Option<StateFolder>) -> Self {
         let place = folder.map_or_else(|| Place::Memory(HashMap::new()), Place::Folder);
-        Self { version, place, unreadable: None }
+        Self { version, place, given: false, unreadable: None }
     }
 
     /// Reads a blob; that it cannot is remembered, and the caller's to report.
@@ -63,9 +65,15 @@ impl Nvram {
         self.unreadable.as_deref()
     }
 
-    /// Forgets an earlier failure to read: the TPM is about to read everything anew.
+    /// The name of the file with the permanent blob, if the TPM has been given it.
+    pub(super) fn given(&self) -> Option<String> {
+        self.given.then(|| Blob::Permanent.file_name(self.version))
+    }
+
+    /// Forgets what was before: the TPM is about to read everything anew.
     pub(super) fn begin(&mut self) {
         self.unreadable = None;
+        self.given = false;
     }
 
     fn change(&mut self, change: impl FnOnce(&mut Place, TpmVersion) -> Result<(), StateError>) -> bool {
@@ -74,7 +82,7 @@ impl Nvram {
         }
         let changed = change(&mut self.place, self.version);
         if let Err(error) = &changed {
-            log::error!("{error}; the TPM is in failure mode until the next reset");
+            log::error!("{error}; the TPM goes into failure mode");
         }
         changed.is_ok()
     }

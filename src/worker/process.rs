@@ -3,7 +3,10 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
+use nix::libc;
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use thiserror::Error;
 
@@ -18,10 +21,10 @@ use crate::tpm::TpmVersion;
 #[derive(Debug, Error)]
 pub enum WorkerError {
     /// A system call failed.
-    #[error("the worker's socket failed: {0}; the worker is started by the server, with the socket as standard input")]
-    Socket(#[from] nix::Error),
+    #[error("the worker's socket failed; a worker is started by the server, with the socket as standard input")]
+    Socket(#[source] nix::Error),
     /// The server said something that is not in the protocol.
-    #[error("the server broke the worker's protocol: {0}")]
+    #[error("the server broke the worker's protocol")]
     Frame(#[from] FrameError),
     /// The first frame was not what it must be.
     #[error("the server's first frame must be START with one descriptor or three")]
@@ -30,7 +33,7 @@ pub enum WorkerError {
     #[error("{0}")]
     Library(String),
     /// The process could not be prepared.
-    #[error("cannot prepare the worker process: {0}")]
+    #[error("cannot prepare the worker process")]
     Process(#[from] io::Error),
 }
 
@@ -56,7 +59,7 @@ pub fn run(socket: BorrowedFd<'_>) -> Result<(), WorkerError> {
     let mut tpm = Tpm::new(version, Nvram::new(version, folder)).map_err(WorkerError::Library)?;
     let (mut response, mut reply) = (Vec::with_capacity(MAX_FRAME), Vec::with_capacity(MAX_FRAME));
     loop {
-        let (frame, _) = frame::receive(socket, &mut buffer)?;
+        let frame = frame::receive(socket, &mut buffer).map_err(WorkerError::Socket)?;
         if frame.is_empty() {
             tpm.terminate();
             return Ok(());
@@ -67,7 +70,7 @@ pub fn run(socket: BorrowedFd<'_>) -> Result<(), WorkerError> {
             Err(text) => Reply::Failed(&text).encode(sequence, &mut reply),
         }
         ended.note(sequence);
-        frame::send(socket, &reply, &[])?;
+        frame::send(socket, &reply, &[]).map_err(WorkerError::Socket)?;
     }
 }
 
@@ -92,7 +95,7 @@ enum Descriptors {
 }
 
 fn receive_start(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<(TpmVersion, Descriptors)>, WorkerError> {
-    let (frame, descriptors) = frame::receive(socket.as_fd(), buffer)?;
+    let (frame, descriptors) = frame::receive_start(socket.as_fd(), buffer).map_err(WorkerError::Socket)?;
     if frame.is_empty() {
         return Ok(None);
     }
@@ -110,11 +113,35 @@ fn receive_start(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<(Tp
 }
 
 /// The worker ends with its server and by nothing else: a signal sent to all processes of a service or a terminal must
-/// not take the TPM away before the server has shut it down.
-fn prepare() -> Result<(), WorkerError> {
+/// not take the TPM away before the server has shut it down. And what it holds stays with it.
+fn prepare() -> io::Result<()> {
+    // Whatever the server was started with: it is none of the TPM's business.
+    close_inherited()?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
-    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]).thread_block()?;
-    // A write to a file that became too large must fail, not kill.
-    SigSet::from_iter([Signal::SIGXFSZ]).thread_block()?;
+    // No dump of the memory that holds the seeds, and no debugger of the same user.
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    prctl::set_dumpable(false)?;
+    let ignored = [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+        // A log line to a terminal must not stop the TPM.
+        Signal::SIGTTOU,
+        // A write to a file that became too large must fail, not kill.
+        Signal::SIGXFSZ,
+    ];
+    SigSet::from_iter(ignored).thread_block()?;
     Ok(())
+}
+
+fn close_inherited() -> io::Result<()> {
+    // SAFETY: nothing in this process has opened a descriptor yet; those above 2 belong to nobody.
+    #[expect(unsafe_code, reason = "there is no safe face for it")]
+    let closed = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+    match Errno::result(closed) {
+        // Linux before 5.9 cannot do this; the server's own descriptors are closed on exec anyway.
+        Ok(_) | Err(Errno::ENOSYS) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
 }

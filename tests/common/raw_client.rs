@@ -92,7 +92,7 @@ impl RawClient {
 
     /// A message id that was not used before.
     pub fn fresh_id(&mut self) -> u16 {
-        self.next_id += 1;
+        self.next_id = self.next_id.wrapping_add(1);
         self.next_id
     }
 

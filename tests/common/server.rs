@@ -40,15 +40,20 @@ impl Server {
     /// Starts a server with more arguments, and waits until it listens.
     #[track_caller]
     pub(crate) fn with_args(args: &[OsString]) -> Self {
-        let mut server = Self::spawn(args);
+        Self::spawn(args).listening()
+    }
+
+    /// Waits until it listens.
+    #[track_caller]
+    fn listening(mut self) -> Self {
         let listens = until(DEADLINE, || {
-            if let Some(status) = server.process.exit_status() {
+            if let Some(status) = self.process.exit_status() {
                 panic!("the server ended at start ({status})");
             }
-            is_listening(&server.socket()).then_some(())
+            is_listening(&self.socket()).then_some(())
         });
         assert!(listens.is_some(), "the server does not listen");
-        server
+        self
     }
 
     /// Starts a server that serves one connection, handed over as descriptor 3.
@@ -61,6 +66,16 @@ impl Server {
         let args = ["-c", script, PROGRAM, "--fd=3"];
         let process = Process::start_with_input(program, args, dir.path().join("log"), connection.into());
         Self { process, dir }
+    }
+
+    /// Starts a server that inherits a descriptor which is not meant for it.
+    #[track_caller]
+    pub(crate) fn with_inherited(other: OwnedFd) -> Self {
+        let dir = folder();
+        let socket = format!("--socket-path={}", dir.path().join("socket").display());
+        let args = ["-c", r#"exec "$0" "$@" 3<&0 </dev/null"#, PROGRAM, &socket];
+        let process = Process::start_with_input(Path::new("/bin/sh"), args, dir.path().join("log"), other.into());
+        Self { process, dir }.listening()
     }
 
     /// Starts a server that is to fail; returns its exit status and what it printed.
@@ -100,10 +115,15 @@ impl Server {
         self.dir.path().join("socket")
     }
 
+    /// The folder of its description.
+    pub(crate) fn description(&self) -> PathBuf {
+        self.dir.path().join("description")
+    }
+
     /// The arguments with which QEMU attaches the device, ready-made by the server.
     #[track_caller]
     pub(crate) fn qemu_args(&self) -> Vec<OsString> {
-        let file = std::fs::read(self.dir.path().join("description/tpm.json"))
+        let file = std::fs::read(self.description().join("tpm.json"))
             .expect("--description has written tpm.json before the server listens");
         let description: Value = serde_json::from_slice(&file).expect("tpm.json is JSON");
         let arguments = description["qemu"].as_array().expect("tpm.json has QEMU's arguments");

@@ -7,10 +7,13 @@
 //! From every state commandReady leads to Ready and the loss of the locality to Idle, what was there is aborted. From
 //! Execution that takes until the backend is done; meanwhile the state is Stopping.
 
+mod state;
+
 use crate::frontend::Effect;
 use crate::tpm::{BUFFER_SIZE, Fault, HEADER_SIZE, Header, Locality, TpmVersion, fault_response};
 
 use super::registers::Sts;
+pub use state::{CommandState, CommandStateError};
 
 /// The largest burst count shown. Under 256 the upper byte is always 0, so a driver that reads the count byte by byte
 /// sees no torn value, and one that reads a single byte sees no 0 for 256. This is the largest such multiple of eight.

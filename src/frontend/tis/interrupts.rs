@@ -1,6 +1,33 @@
 //! A locality's interrupt registers. They hold what software writes; nothing raises an interrupt yet.
 
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
 use super::registers::{IntEnable, Interrupt};
+
+/// A locality's interrupt registers as plain data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InterruptsState {
+    /// `TPM_INT_ENABLE_x`.
+    pub enable: u32,
+    /// `TPM_INT_VECTOR_x`.
+    pub vector: u8,
+    /// `TPM_INT_STATUS_x`.
+    pub status: u32,
+}
+
+/// A register has bits that are reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{register} is {found:#010x}: expected no bits but those of {possible:#010x}")]
+pub struct ReservedBits {
+    /// The register's name.
+    pub register: &'static str,
+    /// Its value.
+    pub found: u32,
+    /// The bits that it has.
+    pub possible: u32,
+}
 
 /// `TPM_INT_ENABLE_x`, `TPM_INT_VECTOR_x` and `TPM_INT_STATUS_x` of one locality.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +54,27 @@ impl Interrupts {
 
     pub(super) fn status(&self) -> u32 {
         self.occurred.bits()
+    }
+
+    /// The registers as plain data.
+    pub(super) fn state(&self) -> InterruptsState {
+        let Self { enable, vector, occurred } = *self;
+        InterruptsState { enable: enable.bits(), vector, status: occurred.bits() }
+    }
+
+    /// The registers that [`state`](Self::state) gave.
+    pub(super) fn from_state(state: &InterruptsState) -> Result<Self, ReservedBits> {
+        let InterruptsState { enable, vector, status } = *state;
+        let reserved = |register, found, possible| ReservedBits { register, found, possible };
+        let (enables, conditions) = (IntEnable::all().bits(), Interrupt::all().bits());
+        if vector & !Self::SIRQ_VEC != 0 {
+            return Err(reserved("TPM_INT_VECTOR", vector.into(), Self::SIRQ_VEC.into()));
+        }
+        Ok(Self {
+            enable: IntEnable::from_bits(enable).ok_or(reserved("TPM_INT_ENABLE", enable, enables))?,
+            vector,
+            occurred: Interrupt::from_bits(status).ok_or(reserved("TPM_INT_STATUS", status, conditions))?,
+        })
     }
 
     /// Writes the bits of `mask` to the enable register.
@@ -81,5 +129,15 @@ mod tests {
         let mut interrupts = Interrupts { occurred: Interrupt::all(), ..Interrupts::POWER_ON };
         interrupts.write_status(Interrupt::DATA_AVAIL.bits());
         assert_eq!(interrupts.status(), 0x86);
+    }
+
+    #[test]
+    fn reserved_bits_are_refused() {
+        let all = InterruptsState { enable: 0x8000_009f, vector: 0x0f, status: 0x87 };
+        assert_eq!(Interrupts::from_state(&all).map(|interrupts| interrupts.state()), Ok(all));
+        let refusal = |state| Interrupts::from_state(&state).expect_err("a refusal").register;
+        assert_eq!(refusal(InterruptsState { enable: 0x20, ..all }), "TPM_INT_ENABLE");
+        assert_eq!(refusal(InterruptsState { vector: 0x10, ..all }), "TPM_INT_VECTOR");
+        assert_eq!(refusal(InterruptsState { status: 0x08, ..all }), "TPM_INT_STATUS");
     }
 }

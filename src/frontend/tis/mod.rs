@@ -14,10 +14,15 @@
 //! 6. A non-zero `burstCount` bytes can be transferred without looking at the status again; it never exceeds 248.
 //! 7. A response reaches only the locality that started its command, and only while it keeps the TPM.
 //! 8. No access, whatever its offset, width or data, fails.
+//! 9. Each state that is reached can be exported and imported, and the copy behaves as the original.
+//!
+//! `tests/steps.rs` checks these by their numbers after each of any sequence of accesses. [`Tis::from_state`] refuses a
+//! state in which they would not hold.
 
 mod fifo;
 mod interrupts;
 mod registers;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +33,10 @@ use crate::tpm::{Locality, PerLocality, TpmVersion};
 use fifo::Fifo;
 use interrupts::Interrupts;
 use registers::{Access, InterfaceId, IntfCapability, Register, Sts};
+
+pub use fifo::{CommandState, CommandStateError};
+pub use interrupts::{InterruptsState, ReservedBits};
+pub use state::{TisState, TisStateError};
 
 /// Bytes of one locality's page.
 const PAGE: u64 = 0x1000;

@@ -1,13 +1,16 @@
-//! The register file as a guest sees it. `drivers` has the sequences of real drivers, `properties` the invariants.
+//! The register file as a guest sees it. `drivers` has the sequences of real drivers, `properties` the invariants that
+//! `steps` checks, `state` export and import.
 
 mod commands;
 mod drivers;
 mod localities;
 mod properties;
 mod registers;
+mod state;
+mod steps;
 
-use super::{Tis, TisConfig};
-use crate::frontend::Effect;
+use super::{CommandState, InterruptsState, Tis, TisConfig, TisState, TisStateError};
+use crate::frontend::{Effect, LocalitiesState};
 use crate::tpm::{Header, Locality, TpmVersion};
 
 const ACCESS: u64 = 0x00;

@@ -1,0 +1,31 @@
+//! The TCPA table (TCG ACPI Specification 1.3, "TCPA Capabilities Table"): where the measurement log of a 1.2 TPM is.
+
+use super::table::{self, Table};
+
+/// Of the table's format for specification family 1.2.
+const REVISION: u8 = 2;
+const PLATFORM_CLASS_CLIENT: u16 = 0;
+
+/// The table of a client platform, 50 bytes.
+///
+/// It names no log area: firmware may clear what a static table names as the log area (SeaBIOS does), so none can be
+/// named before the guest's ACPI interpreter runs.
+pub(super) fn table() -> Table {
+    let mut body = Vec::with_capacity(14);
+    body.extend(PLATFORM_CLASS_CLIENT.to_le_bytes());
+    body.extend(0_u32.to_le_bytes()); // LAML, log area minimum length
+    body.extend(0_u64.to_le_bytes()); // LASA, log area start address
+    Table { signature: "TCPA", file_name: "tcpa.aml", bytes: table::bytes(*b"TCPA", REVISION, *b"TPMTIS\0\0", &body) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clients_table_has_50_bytes_and_names_no_log_area_for_firmware_to_clear() {
+        let bytes = table().bytes;
+        assert_eq!(bytes.len(), 50);
+        assert_eq!(bytes[36..], [0; 14]);
+    }
+}
