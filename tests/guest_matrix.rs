@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use common::server::Server;
 use guest::Firmware::{Ovmf, SeaBios};
 use guest::Tpm::{V1_2, V2_0};
-use guest::{Firmware, Guest, GuestConfig, KernelMessage, Tpm};
+use guest::{FIND_PCI_DEVICE, Firmware, Guest, GuestConfig, KernelMessage, Tpm};
 
 /// Where the guest runs, apart from its TPM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,6 +76,8 @@ fn check(board: Board, tpm: Tpm) {
     linux_has_bound_its_driver(&mut guest, tpm);
     nobody_complains(&guest.kernel_log(), &known);
     every_cpu_reaches_the_tpm(&mut guest, board, tpm);
+    // Guest root has no way to reset the TPM alone, and to replay measurements.
+    guest.check(&format!("{FIND_PCI_DEVICE} test -d $device && ! test -e $device/reset"));
 
     // IMA measures into it from the start.
     assert_ne!(tpm.pcr(&mut guest, 10), tpm.zero());

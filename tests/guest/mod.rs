@@ -12,5 +12,5 @@ mod tpm;
 mod vm;
 
 pub(crate) use kernel_log::KernelMessage;
-pub(crate) use tpm::Tpm;
+pub(crate) use tpm::{FIND_PCI_DEVICE, Tpm};
 pub(crate) use vm::{Firmware, Guest, GuestConfig};

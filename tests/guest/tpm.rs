@@ -2,6 +2,9 @@
 
 use super::Guest;
 
+/// The beginning of a script that wants to know the TPM's folder among the PCI devices, as `$device`.
+pub(crate) const FIND_PCI_DEVICE: &str = "device=$(dirname $(grep -lx 0x108000 /sys/bus/pci/devices/*/class)) &&";
+
 /// A TPM of one version: 2.0 is used through tpm2-tools, 1.2 by raw commands (`/lib/tpm12.sh`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tpm {
