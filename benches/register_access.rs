@@ -187,7 +187,11 @@ impl Backend for Echo {
 
     fn kill(&mut self) {}
 
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+    fn is_gone(&self) -> bool {
+        true
+    }
+
+    fn take_new_descriptor(&mut self) -> Option<BorrowedFd<'_>> {
         None
     }
 }
