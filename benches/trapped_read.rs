@@ -1,16 +1,18 @@
 //! What a trapped register read costs over the socket, against a bare ping-pong of messages of the same sizes between
-//! two processes. Both are measured in turns within one run, so that a noisy machine disturbs both alike, and with both
-//! sides on one CPU and on two: waking a CPU that sleeps costs more than everything else.
+//! two processes, and against a server made of the `vfio_user` crate whose registers are constants. All are measured in
+//! turns within one run, so that a noisy machine disturbs them alike, and with both sides on one CPU and on two: waking
+//! a CPU that sleeps costs more than everything else.
 //!
 //! `cargo bench --bench trapped_read`
 
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::raw_client::{REGION_READ, RawClient, access, message};
@@ -18,6 +20,7 @@ use common::server::Server;
 use common::tis::{BAR0, STS};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
+use vfio_user::{DmaMapFlags, DmaUnmapFlags, ServerBackend, ServerRegion};
 
 const ROUNDS: usize = 40;
 const ACCESSES: u32 = 2000;
@@ -26,40 +29,63 @@ const REQUEST: usize = 32;
 const REPLY: usize = 36;
 
 fn main() {
-    if std::env::args().nth(1).as_deref() == Some("echo") {
-        return echo();
+    match std::env::args().nth(1).as_deref() {
+        Some("echo") => return answer_alike(),
+        Some("crate") => return serve_by_crate(),
+        _ => {}
     }
     let server = Server::start();
-    let mut client = RawClient::connect(&server.socket());
-    client.negotiate();
-    let mut device = client.stream;
+    let mut device = negotiated(RawClient::connect(&server.socket()));
 
     let (mut bare, theirs) = UnixStream::pair().expect("socket pair");
-    let mut partner = Command::new(std::env::current_exe().expect("own path"))
-        .arg("echo")
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .spawn()
-        .expect("the echo process starts");
+    let mut echo = start("echo", theirs.into());
+
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let socket = folder.path().join("socket");
+    let mut other = start("crate", UnixListener::bind(&socket).expect("socket").into());
+    let mut by_crate = negotiated(RawClient::connect(&socket));
 
     for (name, cpu) in [("one CPU", 0), ("two CPUs", 1)] {
         place(Pid::from_raw(0), 0);
-        place(server.pid(), cpu);
-        place(Pid::from_raw(partner.id().try_into().expect("a process id")), cpu);
-        let (mut device_times, mut bare_times) = (Vec::new(), Vec::new());
+        for process in [server.pid(), pid(&echo), pid(&other)] {
+            place(process, cpu);
+        }
+        let [mut device_times, mut bare_times, mut crate_times] = [const { Vec::new() }; 3];
         for _ in 0..ROUNDS {
             device_times.push(round(&mut device));
             bare_times.push(round(&mut bare));
+            crate_times.push(round(&mut by_crate));
         }
-        let (device, bare) = (median(&mut device_times), median(&mut bare_times));
+        let [device, bare, by_crate] = [device_times, bare_times, crate_times].map(median);
         println!(
-            "{name:8}  trapped read {:7.2} µs  bare ping-pong {:7.2} µs  ratio {:.2}",
-            device.as_secs_f64() * 1e6,
-            bare.as_secs_f64() * 1e6,
-            device.as_secs_f64() / bare.as_secs_f64()
+            "{name:8}  bare ping-pong {bare:7.2} µs   trapped read {device:7.2} µs, {:.2} times that   \
+             vfio_user crate {by_crate:7.2} µs, {:.2} times",
+            device / bare,
+            by_crate / bare,
         );
     }
-    drop(bare);
-    partner.wait().expect("the echo process ends");
+    drop((bare, by_crate));
+    echo.wait().expect("the echo process ends");
+    other.wait().expect("the server of the crate ends");
+}
+
+/// The stream of a client that has agreed on a version.
+fn negotiated(mut client: RawClient) -> UnixStream {
+    client.negotiate();
+    client.stream
+}
+
+/// Starts this program again in another role.
+fn start(role: &str, input: OwnedFd) -> Child {
+    Command::new(std::env::current_exe().expect("own path"))
+        .arg(role)
+        .stdin(Stdio::from(input))
+        .spawn()
+        .expect("this program starts again")
+}
+
+fn pid(process: &Child) -> Pid {
+    Pid::from_raw(process.id().try_into().expect("a process id"))
 }
 
 /// Puts a process on one CPU; 0 is this one.
@@ -84,16 +110,62 @@ fn round(stream: &mut UnixStream) -> Duration {
     start.elapsed() / ACCESSES
 }
 
+/// In microseconds.
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort_unstable();
+    times[times.len() / 2].as_secs_f64() * 1e6
+}
+
+fn standard_input() -> OwnedFd {
+    std::io::stdin().as_fd().try_clone_to_owned().expect("a descriptor")
+}
+
 /// The other side of the bare ping-pong, on standard input.
-fn echo() {
-    let mut stream = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().expect("a descriptor"));
+fn answer_alike() {
+    let mut stream = UnixStream::from(standard_input());
     let mut request = [0; REQUEST];
     while stream.read_exact(&mut request).is_ok() {
         stream.write_all(&[0; REPLY]).expect("the client reads");
     }
 }
 
-fn median(times: &mut [Duration]) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
+/// A server made of the crate, for one client of the listening socket on standard input.
+fn serve_by_crate() {
+    let region = ServerRegion {
+        region_info: vfio_bindings::bindings::vfio::vfio_region_info { size: 0x5000, ..Default::default() },
+        sparse_areas: Vec::new(),
+        mmap_fd: None,
+    };
+    let server = vfio_user::Server::from_owned_fd(standard_input(), true, Vec::new(), vec![region]);
+    server.run(&mut Constant).expect("the client leaves in order");
+}
+
+/// Registers that are all ones.
+struct Constant;
+
+impl ServerBackend for Constant {
+    fn region_read(&mut self, _region: u32, _offset: u64, data: &mut [u8]) -> io::Result<()> {
+        data.fill(0xff);
+        Ok(())
+    }
+
+    fn region_write(&mut self, _region: u32, _offset: u64, _data: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn dma_map(&mut self, _: DmaMapFlags, _: u64, _: u64, _: u64, _: Option<File>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn dma_unmap(&mut self, _: DmaUnmapFlags, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn reset(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_irqs(&mut self, _: u32, _: u32, _: u32, _: u32, _: Vec<File>) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -110,6 +110,25 @@ fn linux_binds_its_driver_under_uefi_firmware_too() {
 }
 
 #[test]
+fn run_starts_a_guest_with_its_tpm_and_ends_both() {
+    let dir = state_dir();
+    let state = dir.path().join("tpm");
+    let run = ["run", "--log-level=warn", "--state-dir", state.to_str().expect("path"), "--"];
+    let launcher: Vec<_> = [env!("CARGO_BIN_EXE_vfio-user-tpm")].iter().chain(&run).map(Into::into).collect();
+    for boots in 1..=2 {
+        // Ends with QEMU's exit status, and with nothing said by either.
+        let mut guest = Guest::boot(&GuestConfig { launcher: launcher.clone(), ..GuestConfig::default() });
+        if boots == 1 {
+            write_nv(&mut guest, "kept");
+        }
+        assert_eq!(read_nv(&mut guest), "kept");
+        assert_eq!(guest.check("cat /sys/power/mem_sleep"), "[s2idle]\n", "S3 is switched off");
+        assert_no_lockout(&mut guest);
+        guest.quit();
+    }
+}
+
+#[test]
 fn tpm2_tools_work() {
     let server = Server::start();
     let mut guest = boot(&server);

@@ -1,11 +1,13 @@
-//! The independent client of the `vfio_user` crate against the server.
+//! The independent client of the `vfio_user` crate against the server: version, regions with what can be mapped, accesses,
+//! interrupts, DMA and reset, as a user of another implementation has them.
 
 mod common;
 
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use common::ToyServer;
-use common::toy::{RAM, RAM_SIZE, READ_ONLY, SLOW, SMALL_SIZE};
+use common::toy::{AREAS, FILE_OFFSET, MAPPABLE, MAPPABLE_SIZE, RAM, RAM_SIZE, READ_ONLY, SLOW, SMALL_SIZE};
 use nix::sys::eventfd::EventFd;
 use vfio_user::{Client, Error};
 
@@ -20,6 +22,24 @@ fn independent_client_sees_the_regions() -> Result<(), Error> {
     assert_eq!(client.region(SLOW).unwrap().size, SMALL_SIZE);
     assert_eq!(client.region(8).unwrap().size, 0);
     assert!(client.region(9).is_none());
+    server.stop();
+    Ok(())
+}
+
+#[test]
+fn independent_client_finds_what_it_may_map() -> Result<(), Error> {
+    let server = ToyServer::start();
+    let mut client = Client::new(&server.path())?;
+    client.region_write(MAPPABLE, AREAS[0].offset, &[9; 8])?;
+    let region = client.region(MAPPABLE).unwrap();
+    assert_eq!((region.size, region.flags), (MAPPABLE_SIZE, 15));
+    let areas: Vec<_> = region.sparse_areas.iter().map(|area| (area.offset, area.size)).collect();
+    assert_eq!(areas, AREAS.map(|area| (area.offset, area.size)));
+    let file = region.file_offset.as_ref().unwrap();
+    assert_eq!(file.start(), FILE_OFFSET);
+    let mut data = [0; 8];
+    file.file().read_exact_at(&mut data, FILE_OFFSET + AREAS[0].offset).unwrap();
+    assert_eq!(data, [9; 8]);
     server.stop();
     Ok(())
 }

@@ -1,4 +1,6 @@
 //! Descriptors over the socket: each belongs to its message, and those that nobody needs are closed.
+//!
+//! Covers, of the areas of libvfio-user's Python tests: the descriptors of bad requests in `test_request_errors`.
 
 mod common;
 

@@ -1,4 +1,7 @@
 //! From start to end: clients one at a time, sockets and descriptors to serve on, signals, a device that fails.
+//!
+//! Covers, of the areas of libvfio-user's Python tests: the lost connection of `test_request_errors`. Other than there, it
+//! does not reset the device.
 
 mod common;
 

@@ -1,11 +1,16 @@
 //! Whole messages over a real socket: what is answered, what is refused, and that the stream stays in step.
+//!
+//! Covers, of the areas of libvfio-user's Python tests: `test_negotiate`, `test_request_errors` (with `protocol_stream` for
+//! sizes and `protocol_descriptors` for what comes along), `test_device_get_region_io_fds` and `test_device_features` (not
+//! offered). Other than there: an unknown command is EOPNOTSUPP, an unsolicited reply is not answered, a larger
+//! `max_msg_fds` is lowered, and the migration capability is not looked at.
 
 mod common;
 
 use common::ToyServer;
 use common::raw_client::*;
 use common::toy::{RAM, READ_ONLY, SLOW, WRITE_ONLY};
-use nix::libc::{EEXIST, EINVAL, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT};
+use nix::libc::{EINVAL, EOPNOTSUPP, EPROTONOSUPPORT};
 
 #[test]
 fn qemus_proposal_gets_a_subset_with_smaller_values() {
@@ -56,7 +61,11 @@ fn failed_negotiation_is_answered_and_closed() {
     let server = ToyServer::start();
     for (body, errno) in [
         (version(1, 0, "{}"), EPROTONOSUPPORT),
+        (version(999, 0, ""), EPROTONOSUPPORT),
         (version(0, 0, "{"), EINVAL),
+        (version(0, 0, "\""), EINVAL),
+        (version(0, 0, r#"{"capabilities":"23"}"#), EINVAL),
+        (version(0, 0, r#"{"capabilities":{"max_msg_fds":"foo"}}"#), EINVAL),
         (version(0, 0, r#"{"capabilities":{"max_msg_fds":-1}}"#), EINVAL),
         (b"\0\0\0\0{}".to_vec(), EINVAL),
         (vec![0; 3], EINVAL),
@@ -228,7 +237,7 @@ fn permissions_and_bounds_of_regions_hold() {
         (RAM, 2 << 20, 1),
         (RAM, (2 << 20) - 1, 2),
         (RAM, u64::MAX, 1),
-        (4, 0, 1),
+        (6, 0, 1),
         (9, 0, 1),
         (RAM, 0, 0),
     ] {
@@ -239,21 +248,6 @@ fn permissions_and_bounds_of_regions_hold() {
     assert_eq!(client.request(REGION_WRITE, &access(RAM, 0, 1, &[0, 0])).errno(), EINVAL);
     assert_eq!(client.region_read(RAM, (2 << 20) - 1, 1), [0]);
     client.region_write(WRITE_ONLY, 8191, &[1]);
-    server.stop();
-}
-
-#[test]
-fn dma_is_kept_in_the_books() {
-    let server = ToyServer::start();
-    let mut client = server.client();
-    assert!(client.request(DMA_MAP, &dma_map(3, 0, 0, 0xa0000)).ok().is_empty());
-    assert_eq!(client.request(DMA_MAP, &dma_map(1, 0, 0x9f000, 0x1000)).errno(), EEXIST);
-    assert_eq!(client.request(DMA_UNMAP, &dma_unmap(0, 0, 0x1000)).errno(), ENOENT);
-    assert_eq!(client.request(DMA_UNMAP, &dma_unmap(1, 0, 0xa0000)).errno(), EOPNOTSUPP);
-    assert_eq!(client.request(DMA_UNMAP, &dma_unmap(0, 0, 0xa0000)).ok(), dma_unmap(0, 0, 0xa0000));
-    client.request(DMA_MAP, &dma_map(3, 0, 0, 0xa0000)).ok();
-    assert_eq!(client.request(DMA_UNMAP, &dma_unmap(2, 0, 0)).ok(), dma_unmap(2, 0, 0));
-    client.request(DMA_MAP, &dma_map(3, 0, 0, 0xa0000)).ok();
     server.stop();
 }
 

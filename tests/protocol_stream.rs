@@ -1,4 +1,8 @@
 //! The stream below the messages: pieces, batches, sizes that lie, clients that leave or do not read.
+//!
+//! Covers, of the areas of libvfio-user's Python tests: the too small, too large and missing payloads of
+//! `test_request_errors` and `test_negotiate`. Other than there: a size below the header closes without an answer, and one
+//! above the largest is EMSGSIZE.
 
 mod common;
 

@@ -1,7 +1,10 @@
 //! The command line: what it accepts, and what it makes of it. One file a subcommand.
 
+mod capabilities;
 mod describe;
 mod device_args;
+mod ready;
+mod run;
 mod serve;
 mod worker;
 
@@ -11,12 +14,14 @@ use std::process::ExitCode;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use log::LevelFilter;
+use nix::sys::signal::{SigSet, Signal};
 
 /// A virtual TPM in a process of its own, served to a virtual machine over vfio-user.
 ///
 /// Without a subcommand, serves the TPM in the foreground until it gets SIGTERM or SIGINT.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, max_term_width = 100)]
+#[command(arg(capabilities::flag()))]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -26,7 +31,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::RunArgs),
     Describe(describe::DescribeArgs),
+    #[command(hide = true)]
+    Launch(run::LaunchArgs),
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
 }
@@ -34,20 +42,23 @@ enum Command {
 /// Runs the program with the arguments of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    if capabilities::are_asked_for(std::env::args_os()) {
+        let printed = writeln!(std::io::stdout(), "{}", capabilities::json());
+        return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let cli = Cli::parse();
     let result = match cli.command {
-        None => serve::run(cli.serve),
-        Some(Command::Describe(args)) => describe::run(args),
-        Some(Command::Worker(args)) => worker::run(&args),
+        None => serve::run(cli.serve).map(|()| ExitCode::SUCCESS),
+        Some(Command::Run(args)) => run::run(&args),
+        Some(Command::Launch(args)) => run::launch(&args),
+        Some(Command::Describe(args)) => describe::run(args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Worker(args)) => worker::run(&args).map(|()| ExitCode::SUCCESS),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Standard error may be of no use, and there is nobody else to tell.
-            let _ = writeln!(std::io::stderr(), "vfio-user-tpm: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    result.unwrap_or_else(|error| {
+        // Standard error may be of no use, and there is nobody else to tell.
+        let _ = writeln!(std::io::stderr(), "vfio-user-tpm: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
 /// Parses a log level, with a message that lists them.
@@ -56,9 +67,19 @@ fn log_level() -> impl TypedValueParser<Value = LevelFilter> {
         .try_map(|level| level.parse::<LevelFilter>())
 }
 
-/// Log lines go to standard error.
+/// Log lines go to standard error, which may be a terminal that other programs write to as well: the program's name is
+/// in front of each.
 fn start_log(level: LevelFilter) {
-    env_logger::Builder::new().filter_level(level).format_target(false).init();
+    // A process in the background of a terminal with `tostop` would be stopped by its first line, and a VM would wait
+    // for its TPM. Where the signal is blocked, the line is written.
+    let _ = SigSet::from_iter([Signal::SIGTTOU]).thread_block();
+    env_logger::Builder::new()
+        .filter_level(level)
+        .format(|out, record| {
+            let time = out.timestamp();
+            writeln!(out, "vfio-user-tpm: [{time} {:5}] {}", record.level(), record.args())
+        })
+        .init();
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::device_args::{DeviceArgs, description_of};
-use super::{log_level, start_log};
+use super::{log_level, ready, start_log};
 use crate::acpi::TpmDevice as DeviceDescription;
 use crate::backend::embedded::{Embedded, EmbeddedConfig};
 use crate::description::Description;
@@ -26,21 +26,28 @@ pub(super) struct ServeArgs {
     #[command(flatten)]
     socket: SocketArgs,
 
+    /// Also write what a VMM needs to attach the device into this folder (see `describe`)
+    #[arg(long, value_name = "DIR", requires = "socket_path")]
+    description: Option<PathBuf>,
+
+    #[command(flatten)]
+    tpm: TpmArgs,
+}
+
+/// Which TPM is served and how, wherever its clients come from.
+#[derive(Debug, Args)]
+pub(super) struct TpmArgs {
     /// Folder for the TPM's state; it is created if it is missing. Without one, the TPM and its secrets
     /// are gone when the program ends
     #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
+    pub(super) state_dir: Option<PathBuf>,
 
     /// Which TPM is behind the registers
     #[arg(long, value_enum, default_value = "embedded")]
     backend: BackendKind,
 
     #[command(flatten)]
-    device: DeviceArgs,
-
-    /// Also write what a VMM needs to attach the device into this folder (see `describe`)
-    #[arg(long, value_name = "DIR", requires = "socket_path")]
-    description: Option<PathBuf>,
+    pub(super) device: DeviceArgs,
 
     /// Who starts the TPM up and closes its platform hierarchy
     #[arg(long, value_enum, default_value = "clear")]
@@ -57,7 +64,7 @@ pub(super) struct ServeArgs {
 
     /// What to log to standard error
     #[arg(long, default_value = "info", value_name = "LEVEL", value_parser = log_level())]
-    log_level: log::LevelFilter,
+    pub(super) log_level: log::LevelFilter,
 }
 
 #[derive(Debug, Args)]
@@ -73,7 +80,7 @@ struct SocketArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum BackendKind {
+pub(super) enum BackendKind {
     /// libtpms in a process of its own, nothing else to start
     Embedded,
 }
@@ -110,14 +117,15 @@ impl TryFrom<ServeArgs> for Config {
     type Error = anyhow::Error;
 
     fn try_from(args: ServeArgs) -> anyhow::Result<Self> {
+        let ServeArgs { socket, description, tpm: args } = args;
         let BackendKind::Embedded = args.backend;
         let device = args.device.device()?;
-        let endpoint = match (args.socket.socket_path, args.socket.fd) {
+        let endpoint = match (socket.socket_path, socket.fd) {
             (Some(path), None) => Endpoint::Path(path),
             (None, Some(fd)) => Endpoint::Descriptor(fd),
             _ => bail!("give either --socket-path or --fd"),
         };
-        let description = match (args.description, &endpoint) {
+        let description = match (description, &endpoint) {
             (None, _) => None,
             (Some(folder), Endpoint::Path(socket)) => {
                 let config = description_of(device.clone(), socket.clone(), args.state_dir.as_deref());
@@ -185,7 +193,8 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     let program = PathBuf::from("/proc/self/exe");
     let backend = Embedded::new(EmbeddedConfig { version, state, program, log_level: config.log_level });
-    let engine = Engine::new(Box::new(backend), Platform::new(version, config.startup), Some(wakeup));
+    let mut engine = Engine::new(Box::new(backend), Platform::new(version, config.startup), Some(wakeup));
+    engine.on_first_start(ready::announce);
     let mut device = TpmDevice::new(config.device.identity, config.registers, engine, config.reset_on_connect);
     server.run(&mut device, &signals)?;
     match device.stop_failure() {

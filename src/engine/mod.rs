@@ -59,6 +59,7 @@ pub struct Engine {
     /// No guest's command has run since `_TPM_Init`, so that another one would change nothing.
     pristine: bool,
     first_start: FirstStart,
+    on_first_start: Option<Box<dyn FnOnce() + Send>>,
     /// Why the TPM was not stopped in order.
     stop_failure: Option<String>,
 }
@@ -126,8 +127,14 @@ impl Engine {
             established: false,
             pristine: false,
             first_start: FirstStart::Awaited,
+            on_first_start: None,
             stop_failure: None,
         }
+    }
+
+    /// Has `action` called when the TPM is up for the first time.
+    pub fn on_first_start(&mut self, action: impl FnOnce() + Send + 'static) {
+        self.on_first_start = Some(Box::new(action));
     }
 
     /// `_TPM_Init`: shuts a running TPM down in order and starts it anew. What the guest has under way is forgotten.
@@ -399,6 +406,9 @@ impl Engine {
         } else {
             log::debug!("the TPM is up");
             self.first_start = FirstStart::Done;
+            if let Some(action) = self.on_first_start.take() {
+                action();
+            }
             self.pristine = true;
             self.phase = Phase::Idle;
             self.advance(now);

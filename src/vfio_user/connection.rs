@@ -2,12 +2,12 @@
 //!
 //! A header is read, then exactly its body, never more: so the descriptors that arrive belong to the message in hand.
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, send};
+use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
 use thiserror::Error;
 
 use super::descriptors::{self, ControlBuffer, MAX_MESSAGE_DESCRIPTORS};
@@ -71,6 +71,8 @@ pub(super) struct Connection {
     body: Vec<u8>,
     oversized: bool,
     rights: Rights,
+    #[cfg(test)]
+    sends: std::cell::Cell<u32>,
 }
 
 impl Connection {
@@ -82,6 +84,8 @@ impl Connection {
             body: Vec::new(),
             oversized: false,
             rights: Rights::default(),
+            #[cfg(test)]
+            sends: std::cell::Cell::default(),
         }
     }
 
@@ -89,9 +93,26 @@ impl Connection {
         &self.socket
     }
 
-    /// Sends what the socket takes without waiting.
-    pub(super) fn send(&self, data: &[u8]) -> io::Result<usize> {
-        Ok(send(self.socket.as_raw_fd(), data, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
+    /// Sends what the socket takes without waiting, with a descriptor if there is one.
+    pub(super) fn send(&self, data: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<usize> {
+        #[cfg(test)]
+        self.sends.set(self.sends.get() + 1);
+        let (socket, flags) = (self.socket.as_raw_fd(), MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+        let Some(descriptor) = descriptor else { return Ok(send(socket, data, flags)?) };
+        let rights = [descriptor.as_raw_fd()];
+        Ok(sendmsg::<()>(socket, &[IoSlice::new(data)], &[ControlMessage::ScmRights(&rights)], flags, None)?)
+    }
+
+    /// System calls so far: receives and sends.
+    #[cfg(test)]
+    pub(super) fn calls(&self) -> (u32, u32) {
+        (self.rights.receives, self.sends.get())
+    }
+
+    /// Bytes that are kept for the body in hand and those to come.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        self.body.capacity()
     }
 
     /// The message that [`receive`](Self::receive) has announced.
@@ -182,11 +203,17 @@ struct Rights {
     control: ControlBuffer,
     descriptors: Vec<OwnedFd>,
     lost: bool,
+    #[cfg(test)]
+    receives: u32,
 }
 
 impl Rights {
     /// Receives once; a message that carries too much has all its descriptors closed.
     fn receive(&mut self, socket: &UnixStream, target: &mut [u8]) -> Result<usize, ReceiveError> {
+        #[cfg(test)]
+        {
+            self.receives += 1;
+        }
         let received = descriptors::receive(socket.as_fd(), target, &mut self.control, &mut self.descriptors)
             .map_err(ReceiveError::Socket)?;
         self.lost |= received.truncated || self.descriptors.len() > MAX_MESSAGE_DESCRIPTORS;

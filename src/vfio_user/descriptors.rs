@@ -18,7 +18,7 @@ pub(super) const MAX_MESSAGE_DESCRIPTORS: usize = 16;
 /// messages that options of an inherited socket may add.
 const CONTROL_WORDS: usize = 256;
 
-/// Room for the control messages of one call, allocated once.
+/// Room for the control messages of one call, allocated once. It is all zeros between the calls.
 #[derive(Debug)]
 pub(super) struct ControlBuffer(Box<[usize; CONTROL_WORDS]>);
 
@@ -45,7 +45,6 @@ pub(super) fn receive(
     descriptors: &mut Vec<OwnedFd>,
 ) -> nix::Result<Received> {
     let control = control.0.as_mut_slice();
-    control.fill(0);
     let (size, flags) = {
         let mut parts = [IoSliceMut::new(data)];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
@@ -57,6 +56,10 @@ pub(super) fn receive(
         // buffer is cleared before it is used again: nobody else owns it.
         descriptors.push(unsafe { OwnedFd::from_raw_fd(descriptor) });
     });
+    // The first word is the length of the first control message: most messages have none.
+    if control.first().is_some_and(|&length| length != 0) {
+        control.fill(0);
+    }
     Ok(Received { size, truncated: flags.contains(MsgFlags::MSG_CTRUNC) })
 }
 

@@ -1,6 +1,7 @@
 //! What a device must answer. Nothing here knows which device it is.
 
 use std::error::Error;
+use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use bitflags::bitflags;
@@ -40,6 +41,29 @@ impl Region {
     pub const NONE: Self = Self { size: 0, flags: RegionFlags::empty() };
 }
 
+/// Memory of a region that the client may map, so that it reaches it without asking.
+///
+/// Accesses by message to the same bytes still come, and have to see the same memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapping<'a> {
+    /// The file that holds the memory. It has to reach to the end of the last area: a client that touches what is beyond
+    /// the end of the file dies of it.
+    pub file: BorrowedFd<'a>,
+    /// Where the first byte of the region is, or would be, in the file: a multiple of the page size, in bytes.
+    pub offset: u64,
+    /// What can be mapped.
+    pub areas: &'a [MappableArea],
+}
+
+/// A part of a region that the client may map: whole pages inside the region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappableArea {
+    /// From the start of the region, in bytes.
+    pub offset: u64,
+    /// In bytes.
+    pub size: u64,
+}
+
 /// One interrupt index (`DEVICE_GET_IRQ_INFO`); count 0 means that the device has none at this index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Irq {
@@ -49,6 +73,17 @@ pub struct Irq {
     pub maskable: bool,
     /// The interrupt masks itself when it fires (`VFIO_IRQ_INFO_AUTOMASKED`): a level-triggered line.
     pub automasked: bool,
+}
+
+/// Where a device says what its interrupts want.
+pub trait Interrupts {
+    /// The line `index` (an automasked index with one vector) is asserted. Whatever is between the line and the client's
+    /// interrupt controller - whether it was heard already, is masked, or leads nowhere - is not the device's business.
+    fn line(&mut self, index: u32);
+
+    /// The device sends the message `vector` of `index`, once for each call. It is lost if the client has not set it up,
+    /// and waits while it is masked.
+    fn message(&mut self, index: u32, vector: u32);
 }
 
 /// The device's own name for an access that it answers later.
@@ -82,6 +117,11 @@ pub trait Device {
     /// The interrupts at `index`, below [`DeviceInfo::irqs`].
     fn irq(&self, index: u32) -> Irq;
 
+    /// What of region `index` the client may map. Such a region permits reading and writing.
+    fn mapping(&self, _index: u32) -> Option<Mapping<'_>> {
+        None
+    }
+
     /// Fills `data` (1 byte up to the whole region) from `offset` of region `index`.
     fn read(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Answer;
 
@@ -94,6 +134,12 @@ pub trait Device {
 
     /// `DEVICE_RESET`: back to the state after power-on. Cheap, and the same when it comes twice.
     fn reset(&mut self);
+
+    /// Says which lines are asserted now, and which messages are due since the last time.
+    ///
+    /// Asked after everything that can change it: every message of the client, every [`wake`](Self::wake), and when an
+    /// interrupt is unmasked, which raises a line again that is still asserted. Not asked while there is no client.
+    fn interrupts(&mut self, _interrupts: &mut dyn Interrupts) {}
 
     /// A client has connected and agreed on a version.
     fn connected(&mut self) {}

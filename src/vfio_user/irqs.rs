@@ -1,11 +1,14 @@
 //! The client's interrupts: which eventfd stands for which vector ("VFIO_USER_DEVICE_SET_IRQS").
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::write;
 use vfio_bindings::bindings::vfio::{
@@ -13,7 +16,7 @@ use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_SET_DATA_BOOL, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_IRQ_SET_DATA_TYPE_MASK,
 };
 
-use super::device::Irq;
+use super::device::{Interrupts, Irq};
 use super::refusal::Refusal;
 use super::wire::IrqSet;
 
@@ -56,20 +59,106 @@ impl EventFd {
     }
 }
 
-/// What the client has set up for one vector.
+/// An eventfd of the client that unmasks a vector (KVM's resample).
+///
+/// It is watched by edge and never read: each signal of the client makes one event, and reading could block if the client
+/// reads too.
+#[derive(Debug)]
+struct UnmaskEventFd {
+    eventfd: EventFd,
+    events: Arc<Epoll>,
+}
+
+impl UnmaskEventFd {
+    fn new(eventfd: EventFd, vector: VectorId, events: &Arc<Epoll>) -> Result<Self, Refusal> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, vector.into());
+        events.add(&eventfd.0, event).map_err(unwatchable)?;
+        Ok(Self { eventfd, events: Arc::clone(events) })
+    }
+}
+
+impl Drop for UnmaskEventFd {
+    /// Closing is not enough: the client has the same eventfd, so it would be watched further.
+    fn drop(&mut self) {
+        if let Err(errno) = self.events.delete(&self.eventfd.0) {
+            log::debug!("an eventfd cannot be unwatched: {errno}");
+        }
+    }
+}
+
+fn unwatchable(errno: Errno) -> Refusal {
+    Refusal::new(errno, format!("an eventfd cannot be watched: {errno}"))
+}
+
+/// A vector of an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct VectorId {
+    index: u32,
+    vector: u32,
+}
+
+impl From<VectorId> for u64 {
+    fn from(id: VectorId) -> Self {
+        u64::from(id.index) << 32 | u64::from(id.vector)
+    }
+}
+
+/// What the client has set up for one vector, and what waits for it.
 #[derive(Debug, Default)]
 struct Vector {
     /// Signalled to raise the interrupt.
     trigger: Option<EventFd>,
-    /// Signalled by the client to unmask the interrupt (KVM's resample).
-    unmask: Option<EventFd>,
+    /// Signalled by the client to unmask the interrupt.
+    unmask: Option<UnmaskEventFd>,
     masked: bool,
+    /// The device has sent a message while it was masked.
+    pending: bool,
 }
 
-/// The interrupts of one connection, by index and vector. A vector that was never set up has no entry.
+impl Vector {
+    /// Tells the client, if it wants to know.
+    fn signal(&self) {
+        if let Some(Err(errno)) = self.trigger.as_ref().map(EventFd::signal) {
+            log::debug!("an interrupt cannot be signalled: {errno}");
+        }
+    }
+
+    fn unmask(&mut self) {
+        self.masked = false;
+        if std::mem::take(&mut self.pending) {
+            self.signal();
+        }
+    }
+}
+
+/// The interrupts of one connection. A vector that was never set up has no entry.
+///
+/// Only what the client has said is kept here. Whether a line is asserted is the device's to know, and is asked again
+/// whenever it can matter.
 #[derive(Debug, Default)]
 pub(super) struct Irqs {
-    vectors: BTreeMap<(u32, u32), Vector>,
+    vectors: BTreeMap<VectorId, Vector>,
+    /// Tells which eventfds have unmasked; there is none before the first of them.
+    unmask_events: Option<Arc<Epoll>>,
+}
+
+impl Interrupts for Irqs {
+    /// Signals a line once; it is then masked until the client unmasks it ("AUTOMASKED").
+    fn line(&mut self, index: u32) {
+        let Some(line) = self.vectors.get_mut(&VectorId { index, vector: 0 }) else { return };
+        if line.trigger.is_some() && !line.masked {
+            line.masked = true;
+            line.signal();
+        }
+    }
+
+    fn message(&mut self, index: u32, vector: u32) {
+        match self.vectors.get_mut(&VectorId { index, vector }) {
+            Some(vector) if vector.masked => vector.pending = vector.trigger.is_some(),
+            Some(vector) => vector.signal(),
+            None => {}
+        }
+    }
 }
 
 /// What a request does to its vectors ("ACTION" flags).
@@ -133,13 +222,13 @@ impl Irqs {
         match data_type {
             VFIO_IRQ_SET_DATA_NONE => {
                 for vector in start..end {
-                    self.act(index, vector, action);
+                    self.act(VectorId { index, vector }, action);
                 }
                 Ok(())
             }
             VFIO_IRQ_SET_DATA_BOOL if data.len() == count as usize => {
                 for (vector, _) in (start..end).zip(data).filter(|&(_, &chosen)| chosen != 0) {
-                    self.act(index, vector, action);
+                    self.act(VectorId { index, vector }, action);
                 }
                 Ok(())
             }
@@ -153,15 +242,20 @@ impl Irqs {
 
     /// Forgets everything about an index.
     fn disable(&mut self, index: u32) {
-        self.vectors.retain(|&(other, _), _| other != index);
+        self.vectors.retain(|id, _| id.index != index);
     }
 
     /// Masks, unmasks or triggers a vector by the client's word.
-    fn act(&mut self, index: u32, vector: u32, action: Action) {
+    fn act(&mut self, id: VectorId, action: Action) {
         match action {
-            Action::Mask => self.vectors.entry((index, vector)).or_default().masked = true,
-            Action::Unmask => self.vectors.entry((index, vector)).or_default().masked = false,
-            Action::Trigger => self.signal(index, vector),
+            Action::Mask => self.vectors.entry(id).or_default().masked = true,
+            Action::Unmask => self.vectors.entry(id).or_default().unmask(),
+            // A test of the way from the eventfd on: it neither heeds the mask nor sets it, as with Linux.
+            Action::Trigger => {
+                if let Some(vector) = self.vectors.get(&id) {
+                    vector.signal();
+                }
+            }
         }
     }
 
@@ -169,7 +263,7 @@ impl Irqs {
     fn assign(
         &mut self,
         index: u32,
-        vectors: std::ops::Range<u32>,
+        vectors: Range<u32>,
         action: Action,
         descriptors: &mut Vec<OwnedFd>,
     ) -> Result<(), Refusal> {
@@ -180,28 +274,62 @@ impl Irqs {
                 descriptors.len()
             )));
         }
-        if action == Action::Mask {
-            return Err(Refusal::unsupported("masking by eventfd is not offered"));
-        }
         let eventfds = descriptors.drain(..).map(EventFd::new).collect::<Result<Vec<_>, _>>()?;
-        let mut eventfds = eventfds.into_iter();
-        for vector in vectors {
-            let entry = self.vectors.entry((index, vector)).or_default();
-            match action {
-                Action::Trigger => entry.trigger = eventfds.next(),
-                Action::Unmask | Action::Mask => entry.unmask = eventfds.next(),
+        let ids = vectors.map(|vector| VectorId { index, vector });
+        match action {
+            Action::Trigger => {
+                let mut eventfds = eventfds.into_iter();
+                for id in ids {
+                    self.vectors.entry(id).or_default().trigger = eventfds.next();
+                }
+                Ok(())
             }
+            Action::Unmask => self.assign_unmasks(ids, eventfds),
+            Action::Mask => Err(Refusal::unsupported("masking by eventfd is not offered")),
+        }
+    }
+
+    /// Watches the eventfds, or takes them away if there are none.
+    fn assign_unmasks(
+        &mut self,
+        ids: impl Iterator<Item = VectorId> + Clone,
+        eventfds: Vec<EventFd>,
+    ) -> Result<(), Refusal> {
+        let mut watched = Vec::new();
+        if !eventfds.is_empty() {
+            let events = match &self.unmask_events {
+                Some(events) => Arc::clone(events),
+                None => Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(unwatchable)?),
+            };
+            for (id, eventfd) in ids.clone().zip(eventfds) {
+                watched.push(UnmaskEventFd::new(eventfd, id, &events)?);
+            }
+            self.unmask_events = Some(events);
+        }
+        let mut watched = watched.into_iter();
+        for id in ids {
+            self.vectors.entry(id).or_default().unmask = watched.next();
         }
         Ok(())
     }
 
-    /// Raises an interrupt, if the client has given it an eventfd and has not masked it.
-    fn signal(&self, index: u32, vector: u32) {
-        let Some(Vector { trigger: Some(trigger), masked: false, .. }) = self.vectors.get(&(index, vector)) else {
-            return;
-        };
-        if let Err(errno) = trigger.signal() {
-            log::debug!("interrupt {index}.{vector} cannot be signalled: {errno}");
+    /// What becomes readable when [`take_unmasks`](Self::take_unmasks) has something to do.
+    pub(super) fn unmask_events(&self) -> Option<BorrowedFd<'_>> {
+        self.unmask_events.as_ref().map(|events| events.0.as_fd())
+    }
+
+    /// Unmasks the vectors whose eventfds were signalled; if they are many, some wait for the next call.
+    pub(super) fn take_unmasks(&mut self) {
+        let Some(events) = &self.unmask_events else { return };
+        let mut signalled = [EpollEvent::empty(); 16];
+        let count = events.wait(&mut signalled, EpollTimeout::ZERO).unwrap_or_else(|errno| {
+            log::debug!("it cannot be found out what is unmasked: {errno}");
+            0
+        });
+        for (id, vector) in &mut self.vectors {
+            if signalled.iter().take(count).any(|event| event.data() == u64::from(*id)) {
+                vector.unmask();
+            }
         }
     }
 }

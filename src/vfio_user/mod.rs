@@ -2,24 +2,28 @@
 //!
 //! The specification is QEMU's `docs/interop/vfio-user.rst`; its structures follow `linux/vfio.h`. A message's way:
 //! `connection` cuts the stream into messages and attributes the descriptors, `session` decides about one message and
-//! asks the [`Device`], `outbox` holds what is to be sent, and [`Server`] drives them from one event loop.
+//! asks the [`Device`], `outbox` holds what is to be sent; `client` has one of each, and [`Server`] drives it from an
+//! event loop.
 
 mod access;
+mod client;
 mod complaints;
 mod connection;
 mod descriptors;
 mod device;
 mod dma;
-
 mod irqs;
 mod listener;
 mod outbox;
 mod refusal;
+mod region_info;
 mod server;
 mod session;
 mod version;
 mod wire;
 
-pub use device::{Answer, Device, DeviceFailure, DeviceInfo, Irq, Region, RegionFlags, Ticket};
+pub use device::{
+    Answer, Device, DeviceFailure, DeviceInfo, Interrupts, Irq, MappableArea, Mapping, Region, RegionFlags, Ticket,
+};
 pub use listener::{Listener, ListenerError, SocketClaim};
 pub use server::{DEVICE_TOKEN, Server, ServerError};

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use zerocopy::IntoBytes;
 
@@ -17,10 +18,18 @@ const KEPT_CAPACITY: usize = 64 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     bytes: Vec<u8>,
-    /// Where each unsent message ends in `bytes`.
-    ends: VecDeque<usize>,
+    unsent: VecDeque<Unsent>,
     /// Bytes already sent; the first unsent message may be partly among them.
     sent: usize,
+}
+
+/// A message that is not wholly sent.
+#[derive(Debug)]
+struct Unsent {
+    /// Where it ends in the bytes.
+    end: usize,
+    /// Goes with its first byte.
+    descriptor: Option<OwnedFd>,
 }
 
 impl Outbox {
@@ -33,35 +42,60 @@ impl Outbox {
         self.bytes.extend_from_slice(fixed);
         let data = self.bytes.len();
         self.bytes.resize(data + data_size, 0);
-        self.ends.push_back(self.bytes.len());
+        self.unsent.push_back(Unsent { end: self.bytes.len(), descriptor: None });
         self.bytes.get_mut(data..).unwrap_or_default()
+    }
+
+    /// Sends a descriptor with the message that was added last.
+    pub(super) fn attach(&mut self, descriptor: OwnedFd) {
+        if let Some(last) = self.unsent.back_mut() {
+            last.descriptor = Some(descriptor);
+        }
+    }
+
+    /// Whether everything is sent.
+    pub(super) fn is_empty(&self) -> bool {
+        self.unsent.is_empty()
+    }
+
+    /// Bytes that are kept for the messages in hand and those to come.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        self.bytes.capacity()
     }
 
     /// Takes back the message that was added last and has not been flushed since.
     pub(super) fn retract(&mut self) {
-        self.ends.pop_back();
-        self.bytes.truncate(self.ends.back().copied().unwrap_or(self.sent));
+        self.unsent.pop_back();
+        self.bytes.truncate(self.unsent.back().map_or(self.sent, |last| last.end));
     }
 
-    /// Sends with `send` until all is sent (`true`) or it would block (`false`).
+    /// Sends with `send` until all is sent or it would block.
     ///
     /// Each message is sent by itself: some clients need a header in one piece.
-    pub(super) fn flush(&mut self, mut send: impl FnMut(&[u8]) -> io::Result<usize>) -> io::Result<bool> {
-        while let Some(&end) = self.ends.front() {
-            match send(self.bytes.get(self.sent..end).unwrap_or_default()) {
-                Ok(count) => self.sent += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+    pub(super) fn flush(
+        &mut self,
+        mut send: impl FnMut(&[u8], Option<BorrowedFd<'_>>) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        while let Some(Unsent { end, descriptor }) = self.unsent.front_mut() {
+            let data = self.bytes.get(self.sent..*end).unwrap_or_default();
+            match send(data, descriptor.as_ref().map(AsFd::as_fd)) {
+                Ok(count) => {
+                    self.sent += count;
+                    *descriptor = None;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             }
-            if self.sent >= end {
-                self.ends.pop_front();
+            if self.sent >= *end {
+                self.unsent.pop_front();
             }
         }
         self.bytes.clear();
         self.bytes.shrink_to(KEPT_CAPACITY);
         self.sent = 0;
-        Ok(true)
+        Ok(())
     }
 }
 
@@ -79,18 +113,16 @@ mod tests {
         let mut outbox = Outbox::default();
         outbox.push(header(1), &[1, 2], 3).copy_from_slice(&[3, 4, 5]);
         let mut sent = Vec::new();
-        assert!(
-            outbox
-                .flush(|bytes| {
-                    sent.extend_from_slice(bytes);
-                    Ok(bytes.len())
-                })
-                .unwrap()
-        );
+        outbox
+            .flush(|bytes, _| {
+                sent.extend_from_slice(bytes);
+                Ok(bytes.len())
+            })
+            .unwrap();
         let (header, body) = parse::<Header>(&sent).unwrap();
         assert_eq!(header.message_size.get(), 21);
         assert_eq!(body, [1, 2, 3, 4, 5]);
-        assert!(outbox.ends.is_empty());
+        assert!(outbox.is_empty());
     }
 
     #[test]
@@ -100,7 +132,7 @@ mod tests {
         outbox.push(header(2), &[9], 0);
         let mut sizes = Vec::new();
         outbox
-            .flush(|bytes| {
+            .flush(|bytes, _| {
                 sizes.push(bytes.len());
                 Ok(bytes.len())
             })
@@ -113,22 +145,21 @@ mod tests {
         let mut outbox = Outbox::default();
         outbox.push(header(1), &[7; 4], 0);
         let mut room = 5;
-        let send_some = |bytes: &[u8]| {
+        let send_some = |bytes: &[u8], _: Option<BorrowedFd<'_>>| {
             let count = bytes.len().min(room);
             room -= count;
             if count == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(count) }
         };
-        assert!(!outbox.flush(send_some).unwrap());
-        assert_eq!(outbox.ends.len(), 1);
+        outbox.flush(send_some).unwrap();
+        assert_eq!(outbox.unsent.len(), 1);
         let mut rest = Vec::new();
-        assert!(
-            outbox
-                .flush(|bytes| {
-                    rest.push(bytes.len());
-                    Ok(bytes.len())
-                })
-                .unwrap()
-        );
+        outbox
+            .flush(|bytes, _| {
+                rest.push(bytes.len());
+                Ok(bytes.len())
+            })
+            .unwrap();
+        assert!(outbox.is_empty());
         assert_eq!(rest, [15]);
     }
 
@@ -140,7 +171,7 @@ mod tests {
         outbox.retract();
         let mut sizes = Vec::new();
         outbox
-            .flush(|bytes| {
+            .flush(|bytes, _| {
                 sizes.push(bytes.len());
                 Ok(bytes.len())
             })
@@ -152,7 +183,7 @@ mod tests {
     fn memory_of_a_large_reply_is_given_back() {
         let mut outbox = Outbox::default();
         outbox.push(header(1), &[], 1 << 20);
-        outbox.flush(|bytes| Ok(bytes.len())).unwrap();
+        outbox.flush(|bytes, _| Ok(bytes.len())).unwrap();
         assert!(outbox.bytes.capacity() <= KEPT_CAPACITY);
     }
 
@@ -160,7 +191,31 @@ mod tests {
     fn an_error_ends_the_flush() {
         let mut outbox = Outbox::default();
         outbox.push(header(1), &[], 0);
-        let error = outbox.flush(|_| Err(io::ErrorKind::BrokenPipe.into())).unwrap_err();
+        let error = outbox.flush(|_, _| Err(io::ErrorKind::BrokenPipe.into())).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn a_descriptor_goes_with_the_first_byte_of_its_message_only() {
+        let mut outbox = Outbox::default();
+        outbox.push(header(1), &[], 0);
+        outbox.push(header(2), &[], 0);
+        outbox.attach(std::fs::File::open("/dev/null").unwrap().into());
+        outbox.push(header(3), &[], 0);
+        let mut with_descriptor = Vec::new();
+        let mut attempts = 0;
+        while !outbox.is_empty() {
+            outbox
+                .flush(|bytes, descriptor| {
+                    attempts += 1;
+                    if attempts % 2 == 0 {
+                        return Err(io::ErrorKind::WouldBlock.into());
+                    }
+                    with_descriptor.push(descriptor.is_some());
+                    Ok(bytes.len().min(10))
+                })
+                .unwrap();
+        }
+        assert_eq!(with_descriptor, [false, false, true, false, false, false]);
     }
 }

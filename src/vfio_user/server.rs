@@ -9,16 +9,13 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::signalfd::SignalFd;
 use thiserror::Error;
 
-use super::complaints::Complaints;
-use super::connection::{Connection, Progress, ReceiveError};
+use super::client::{Client, Farewell, Waiting};
 use super::device::{Device, DeviceFailure};
 use super::listener::{Listener, ListeningSocket, Source};
-use super::outbox::Outbox;
-use super::session::{Next, Session};
 
 /// The first token that a device may register its sources with, in [`Server::registry`].
 pub const DEVICE_TOKEN: Token = Token(16);
@@ -26,9 +23,7 @@ pub const DEVICE_TOKEN: Token = Token(16);
 const LISTENER: Token = Token(0);
 const CLIENT: Token = Token(1);
 const SIGNALS: Token = Token(2);
-
-/// Receiving system calls that a client gets before the others have their turn: about 32 messages.
-const CLIENT_BUDGET: u32 = 64;
+const UNMASKS: Token = Token(3);
 
 /// Clients that are accepted, or refused, before the others have their turn.
 const ACCEPT_BUDGET: u32 = 16;
@@ -57,9 +52,12 @@ pub enum ServerError {
 #[derive(Debug)]
 pub struct Server {
     poll: Poll,
+    /// The epoll instance of `poll`, for what is watched by level: `mio` only watches by edge, and an edge wants the
+    /// socket read until it is empty, which is one system call more for each access.
+    levels: Epoll,
     /// `None` if the only client came with a descriptor, and once the server is about to end.
     listener: Option<ListeningSocket>,
-    client: Option<Client>,
+    client: Option<Watched>,
     /// Has come while its predecessor was leaving.
     successor: Option<UnixStream>,
     /// There may be clients to accept.
@@ -75,8 +73,10 @@ impl Server {
     /// Prepares to serve what comes from `listener`.
     pub fn new(listener: Listener) -> io::Result<Self> {
         let poll = Poll::new()?;
+        let levels = Epoll(poll.registry().as_fd().try_clone_to_owned()?);
         let mut server = Self {
             poll,
+            levels,
             listener: None,
             client: None,
             successor: None,
@@ -133,31 +133,32 @@ impl Server {
                 result => result.map_err(ServerError::Poll)?,
             }
 
-            let mut wake = device.deadline().is_some_and(|deadline| deadline <= Instant::now());
+            let mut due =
+                Due { woken: device.deadline().is_some_and(|deadline| deadline <= Instant::now()), ..Due::default() };
             for event in &events {
                 match event.token() {
                     LISTENER => self.arrivals = true,
-                    CLIENT => self.note_client_event(),
+                    CLIENT => due.message = true,
+                    UNMASKS => due.unmasks = true,
                     SIGNALS => self.take_signals(device, signals)?,
-                    _ => wake = true,
+                    _ => due.woken = true,
                 }
             }
-            if wake {
+            if due.woken {
                 device.wake();
             }
-            self.serve_client(device, wake);
-            self.accept(device);
+            self.serve_client(device, due);
+            self.accept();
         }
     }
 
     /// How long to wait for events; `None` without limit.
     fn timeout(&self, device: &dyn Device) -> Option<Duration> {
-        if self.client.as_ref().is_some_and(|client| client.ready) || self.may_accept() {
+        if self.may_accept() {
             return Some(Duration::ZERO);
         }
-        let now = Instant::now();
         let next = [device.deadline(), self.paused_until].into_iter().flatten().min()?;
-        Some(next.saturating_duration_since(now))
+        Some(next.saturating_duration_since(Instant::now()))
     }
 
     /// Begins to end after a signal; a second one does not wait for the device.
@@ -192,47 +193,21 @@ impl Server {
         device.stop();
     }
 
-    fn note_client_event(&mut self) {
-        if let Some(client) = &mut self.client {
-            client.ready = true;
-        }
-    }
-
-    /// Gives the client its turn, and what the device owes it if the device was woken.
-    fn serve_client(&mut self, device: &mut dyn Device, woken: bool) {
-        let Some(client) = &mut self.client else { return };
-        if woken {
-            client.session.resume(device, &mut client.outbox);
-            client.ready = true;
-        }
-        if !client.ready {
-            return;
-        }
-        let interest = match client.serve(device) {
-            Ok(Turn::Spent) => return,
-            Ok(Turn::Waiting(interest)) => interest,
-            Err(reason) => {
-                log::info!("{reason}");
-                return self.disconnect(device);
-            }
-        };
-        client.ready = false;
-        if interest != client.interest {
-            client.interest = interest;
-            let descriptor = client.connection.socket().as_raw_fd();
-            if let Err(error) = self.poll.registry().reregister(&mut SourceFd(&descriptor), CLIENT, interest) {
-                log::warn!("the client is disconnected: it cannot be watched: {error}");
-                self.disconnect(device);
-            }
+    /// Gives the client its turn.
+    fn serve_client(&mut self, device: &mut dyn Device, due: Due) {
+        let Some(watched) = &mut self.client else { return };
+        if let Err(reason) = watched.serve(device, due).and_then(|()| Ok(watched.watch(&self.levels)?)) {
+            log::info!("{reason}");
+            self.disconnect(device);
         }
     }
 
     /// Takes a client, and refuses all others while it is there.
-    fn accept(&mut self, device: &mut dyn Device) {
+    fn accept(&mut self) {
         for _ in 0..ACCEPT_BUDGET {
             if self.client.is_none() {
                 if let Some(successor) = self.successor.take() {
-                    self.welcome(successor, device);
+                    self.welcome(successor);
                 }
             }
             if !self.may_accept() {
@@ -244,13 +219,10 @@ impl Server {
                 self.paused_until = None;
             }
             match (arrival, &mut self.client) {
-                (Ok(socket), None) => self.welcome(socket, device),
+                (Ok(socket), None) => self.welcome(socket),
                 // It is left to read what its predecessor has sent, and perhaps to notice that it is gone.
-                (Ok(socket), Some(client)) if client.is_leaving() => {
-                    client.ready = true;
-                    self.successor = Some(socket);
-                }
-                (Ok(_refused), Some(client)) => {
+                (Ok(socket), Some(watched)) if watched.client.is_leaving() => self.successor = Some(socket),
+                (Ok(_refused), Some(Watched { client, .. })) => {
                     client.complaints.warn(format_args!("a second client is refused: this server has one at a time"));
                 }
                 (Err(error), _) => self.note_accept_error(&error),
@@ -266,10 +238,9 @@ impl Server {
             && self.paused_until.is_none_or(|until| until <= Instant::now())
     }
 
-    fn welcome(&mut self, socket: UnixStream, device: &mut dyn Device) {
-        match self.adopt(socket) {
-            Ok(()) => self.serve_client(device, false),
-            Err(error) => log::warn!("a client cannot be served: {error}"),
+    fn welcome(&mut self, socket: UnixStream) {
+        if let Err(error) = self.adopt(socket) {
+            log::warn!("a client cannot be served: {error}");
         }
     }
 
@@ -290,17 +261,19 @@ impl Server {
     }
 
     fn adopt(&mut self, socket: UnixStream) -> io::Result<()> {
-        self.watch(socket.as_raw_fd(), CLIENT, Interest::READABLE)?;
+        let watched = Watched::new(Client::new(socket), &self.levels)?;
         log::info!("a client has connected");
-        self.client = Some(Client::new(socket));
+        self.client = Some(watched);
         Ok(())
     }
 
     /// Forgets the client; its descriptors and mappings go with it.
     fn disconnect(&mut self, device: &mut dyn Device) {
-        if let Some(client) = self.client.take() {
-            self.unwatch(client.connection.socket().as_raw_fd());
-            client.session.end(device);
+        if let Some(Watched { client, .. }) = self.client.take() {
+            if let Err(error) = self.levels.delete(client.socket()) {
+                log::debug!("a client cannot be unwatched: {error}");
+            }
+            client.end(device);
         }
     }
 
@@ -315,92 +288,64 @@ impl Server {
     }
 }
 
-/// The client that is being served.
+/// What the client's turn is for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Due {
+    /// The device was woken, and may owe the client something.
+    woken: bool,
+    /// The client has signalled an eventfd that unmasks.
+    unmasks: bool,
+    /// There is something to receive, or room for what is to be sent.
+    message: bool,
+}
+
+/// The client, and what it is watched for.
 #[derive(Debug)]
-struct Client {
-    connection: Connection,
-    session: Session,
-    outbox: Outbox,
-    /// There may be something to receive or to send.
-    ready: bool,
-    /// What it is watched for: for room only while there is something to send, for each reply that it reads makes room.
-    interest: Interest,
-    /// About those that come while it is there.
-    complaints: Complaints,
+struct Watched {
+    client: Client,
+    waiting: Waiting,
+    unmasks: bool,
 }
 
-/// How a client's turn ended.
-#[derive(Clone, Copy, Debug)]
-enum Turn {
-    /// It goes on when this is possible.
-    Waiting(Interest),
-    /// There may be more to do.
-    Spent,
+impl Watched {
+    fn new(client: Client, levels: &Epoll) -> Result<Self, Errno> {
+        let waiting = client.waiting();
+        levels.add(client.socket(), event(waiting))?;
+        Ok(Self { client, waiting, unmasks: false })
+    }
+
+    fn serve(&mut self, device: &mut dyn Device, due: Due) -> Result<(), Farewell> {
+        if due.woken {
+            self.client.resume(device)?;
+        }
+        if due.unmasks {
+            self.client.unmask(device);
+        }
+        if due.message { self.client.serve(device) } else { Ok(()) }
+    }
+
+    /// Watches for what the client waits for now.
+    fn watch(&mut self, levels: &Epoll) -> Result<(), Errno> {
+        let waiting = self.client.waiting();
+        if waiting != self.waiting {
+            levels.modify(self.client.socket(), &mut event(waiting))?;
+            self.waiting = waiting;
+        }
+        if !self.unmasks {
+            if let Some(unmasks) = self.client.unmask_events() {
+                levels.add(unmasks, EpollEvent::new(EpollFlags::EPOLLIN, UNMASKS.0 as u64))?;
+                self.unmasks = true;
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Why a client is served no longer.
-#[derive(Debug, Error)]
-enum Farewell {
-    #[error("the client has left")]
-    Left,
-    #[error("the client is disconnected: {0}")]
-    Receive(ReceiveError),
-    #[error("the client is disconnected: nothing can be sent to it: {0}")]
-    Send(io::Error),
-    #[error("the client is disconnected: it did not begin as the protocol wants")]
-    Refused,
-}
-
-impl Client {
-    fn new(socket: UnixStream) -> Self {
-        Self {
-            connection: Connection::new(socket),
-            session: Session::default(),
-            outbox: Outbox::default(),
-            ready: true,
-            interest: Interest::READABLE,
-            complaints: Complaints::default(),
-        }
-    }
-
-    /// Whether it is gone. What it has sent before is still served.
-    fn is_leaving(&self) -> bool {
-        let mut state = [PollFd::new(self.connection.socket().as_fd(), PollFlags::POLLHUP)];
-        poll(&mut state, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-    }
-
-    /// Sends and receives until it would block or the budget is spent. Nothing is received while there is something to
-    /// send: so a client that does not read cannot make the server keep its replies.
-    fn serve(&mut self, device: &mut dyn Device) -> Result<Turn, Farewell> {
-        let mut budget = CLIENT_BUDGET;
-        loop {
-            if !self.flush()? {
-                return Ok(Turn::Waiting(Interest::WRITABLE));
-            }
-            match self.connection.receive(&mut budget) {
-                Ok(Progress::Message) => {
-                    let next = self.session.handle(self.connection.message(), device, &mut self.outbox);
-                    if next == Next::Close {
-                        self.flush()?;
-                        return Err(Farewell::Refused);
-                    }
-                }
-                Ok(Progress::WouldBlock) => return Ok(Turn::Waiting(Interest::READABLE)),
-                Ok(Progress::BudgetSpent) => return Ok(Turn::Spent),
-                Err(ReceiveError::Closed | ReceiveError::Socket(Errno::ECONNRESET)) => return Err(Farewell::Left),
-                Err(error) => return Err(Farewell::Receive(error)),
-            }
-        }
-    }
-
-    /// Sends what the client takes; tells whether that was all.
-    fn flush(&mut self) -> Result<bool, Farewell> {
-        let Self { connection, outbox, .. } = self;
-        match outbox.flush(|data| connection.send(data)) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
-                Err(Farewell::Left)
-            }
-            result => result.map_err(Farewell::Send),
-        }
-    }
+/// What epoll is to tell of a client.
+fn event(waiting: Waiting) -> EpollEvent {
+    let flags = match waiting {
+        Waiting::ToReceive => EpollFlags::EPOLLIN,
+        Waiting::ToSend => EpollFlags::EPOLLOUT,
+    };
+    EpollEvent::new(flags, CLIENT.0 as u64)
 }

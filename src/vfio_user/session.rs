@@ -1,6 +1,6 @@
 //! One client's session: a message in, replies out. It drives the [`Device`] and knows no sockets.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio::{
@@ -8,7 +8,6 @@ use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_INFO_MASKABLE,
 };
 use zerocopy::IntoBytes;
-use zerocopy::little_endian::U32;
 
 use super::access::{self, HeldAccesses, Operation};
 use super::complaints::Complaints;
@@ -18,10 +17,10 @@ use super::dma::DmaTable;
 use super::irqs::Irqs;
 use super::outbox::Outbox;
 use super::refusal::Refusal;
+use super::region_info::region_info;
 use super::version::{self, Agreed};
 use super::wire::{
     self, Command, DeviceInfo, DmaMap, DmaUnmap, Header, IrqInfo, IrqSet, MAX_BODY_SIZE, MessageType, RegionAccess,
-    RegionInfo,
 };
 
 /// How the connection goes on after a message.
@@ -64,12 +63,31 @@ impl Session {
                 outbox.push(header.error_reply(refusal.errno), &[], 0);
             }
         }
-        if self.agreed.is_some() { Next::Continue } else { Next::Close }
+        if self.agreed.is_none() {
+            return Next::Close;
+        }
+        device.interrupts(&mut self.irqs);
+        Next::Continue
     }
 
-    /// Asks the device for the answers that it still owes.
+    /// Asks the device, after it was woken, for the answers that it still owes and for its interrupts.
     pub(super) fn resume(&mut self, device: &mut dyn Device, outbox: &mut Outbox) {
         self.held.resume(device, outbox);
+        if self.agreed.is_some() {
+            device.interrupts(&mut self.irqs);
+        }
+    }
+
+    /// What becomes readable when [`unmask`](Self::unmask) has something to do; `None` as long as the client has not asked
+    /// for that.
+    pub(super) fn unmask_events(&self) -> Option<BorrowedFd<'_>> {
+        self.irqs.unmask_events()
+    }
+
+    /// Unmasks what the client's eventfds say, and raises again what the device still wants.
+    pub(super) fn unmask(&mut self, device: &mut dyn Device) {
+        self.irqs.take_unmasks();
+        device.interrupts(&mut self.irqs);
     }
 
     /// Ends the session; what the client had set up goes with it.
@@ -109,7 +127,7 @@ impl Session {
             Command::DmaMap => self.dma_map(request, descriptors.len(), &agreed, outbox),
             Command::DmaUnmap => self.dma_unmap(request, outbox),
             Command::DeviceGetInfo => Self::device_info(request, device, outbox),
-            Command::DeviceGetRegionInfo => Self::region_info(request, device, outbox),
+            Command::DeviceGetRegionInfo => Self::region_info(request, &agreed, device, outbox),
             Command::DeviceGetIrqInfo => Self::irq_info(request, device, outbox),
             Command::DeviceSetIrqs => self.set_irqs(request, descriptors, device, outbox),
             Command::RegionRead => self.region_read(request, &agreed, device, outbox),
@@ -164,7 +182,7 @@ impl Session {
         wire::check_argsz::<DeviceInfo>(asked.argsz)?;
         let info = device.info();
         let reply = DeviceInfo {
-            argsz: argsz::<DeviceInfo>(),
+            argsz: wire::structure_size::<DeviceInfo>(),
             flags: (VFIO_DEVICE_FLAGS_RESET | VFIO_DEVICE_FLAGS_PCI).into(),
             num_regions: info.regions.into(),
             num_irqs: info.irqs.into(),
@@ -173,23 +191,14 @@ impl Session {
         Ok(())
     }
 
-    fn region_info(request: &Request<'_>, device: &dyn Device, outbox: &mut Outbox) -> Result<(), Refusal> {
-        let (asked, _) = wire::parse::<RegionInfo>(request.body)?;
-        wire::check_argsz::<RegionInfo>(asked.argsz)?;
-        let index = asked.index.get();
-        if index >= device.info().regions {
-            return Err(Refusal::invalid(format!("there is no region {index}")));
-        }
-        let region = device.region(index);
-        let reply = RegionInfo {
-            argsz: argsz::<RegionInfo>(),
-            flags: region.flags.bits().into(),
-            index: asked.index,
-            cap_offset: 0.into(),
-            size: region.size.into(),
-            offset: 0.into(),
-        };
-        request.reply(reply.as_bytes(), outbox);
+    fn region_info(
+        request: &Request<'_>,
+        agreed: &Agreed,
+        device: &dyn Device,
+        outbox: &mut Outbox,
+    ) -> Result<(), Refusal> {
+        let (reply, descriptor) = region_info(request.body, agreed, device)?;
+        request.reply_with(&reply, descriptor, outbox);
         Ok(())
     }
 
@@ -208,8 +217,12 @@ impl Session {
         if irq.automasked {
             flags |= VFIO_IRQ_INFO_AUTOMASKED;
         }
-        let reply =
-            IrqInfo { argsz: argsz::<IrqInfo>(), flags: flags.into(), index: asked.index, count: irq.count.into() };
+        let reply = IrqInfo {
+            argsz: wire::structure_size::<IrqInfo>(),
+            flags: flags.into(),
+            index: asked.index,
+            count: irq.count.into(),
+        };
         request.reply(reply.as_bytes(), outbox);
         Ok(())
     }
@@ -284,15 +297,19 @@ struct Request<'a> {
 impl Request<'_> {
     /// Says that the command is done, if that is wanted.
     fn reply(&self, body: &[u8], outbox: &mut Outbox) {
-        if !self.header.no_reply() {
-            outbox.push(self.header.reply(), body, 0);
+        self.reply_with(body, None, outbox);
+    }
+
+    /// As [`reply`](Self::reply), with a descriptor.
+    fn reply_with(&self, body: &[u8], descriptor: Option<OwnedFd>, outbox: &mut Outbox) {
+        if self.header.no_reply() {
+            return;
+        }
+        outbox.push(self.header.reply(), body, 0);
+        if let Some(descriptor) = descriptor {
+            outbox.attach(descriptor);
         }
     }
-}
-
-/// The size of a reply's structure, as its `argsz` says it.
-fn argsz<T>() -> U32 {
-    u32::try_from(size_of::<T>()).unwrap_or(u32::MAX).into()
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ const MAX_VERSION_DATA: usize = 64 << 10;
 /// What holds for a connection after its negotiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Agreed {
+    /// Descriptors that the client takes with one message.
+    pub(super) max_msg_fds: usize,
     /// Bytes of data in one access.
     pub(super) max_data_xfer_size: u32,
     /// DMA windows at one time.
@@ -35,7 +37,12 @@ pub(super) struct Agreed {
 impl Default for Agreed {
     /// What the specification says of capabilities that are not negotiated.
     fn default() -> Self {
-        Self { max_data_xfer_size: MAX_DATA_XFER_SIZE, max_dma_maps: MAX_DMA_MAPS, page_size: MIN_PAGE_SIZE }
+        Self {
+            max_msg_fds: 1,
+            max_data_xfer_size: MAX_DATA_XFER_SIZE,
+            max_dma_maps: MAX_DMA_MAPS,
+            page_size: MIN_PAGE_SIZE,
+        }
     }
 }
 
@@ -56,7 +63,9 @@ pub(super) fn negotiate(body: &[u8]) -> Result<(Agreed, Vec<u8>), Refusal> {
     let mut agreed = Agreed::default();
     let mut answer = Map::new();
     if let Some(theirs) = number(&proposed, "max_msg_fds")? {
-        answer.insert("max_msg_fds".into(), theirs.min(MAX_MESSAGE_DESCRIPTORS as u64).into());
+        let smaller = usize::try_from(theirs).unwrap_or(usize::MAX).min(MAX_MESSAGE_DESCRIPTORS);
+        agreed.max_msg_fds = smaller;
+        answer.insert("max_msg_fds".into(), smaller.into());
     }
     if let Some(theirs) = number(&proposed, "max_data_xfer_size")? {
         let smaller = u32::try_from(theirs).unwrap_or(u32::MAX).min(MAX_DATA_XFER_SIZE);
@@ -156,7 +165,7 @@ mod tests {
         let small = r#"{"capabilities":{"max_msg_fds":8,"max_data_xfer_size":4096,"max_dma_maps":10,"pgsizes":4096}}"#;
         assert_eq!(answer(small), serde_json::from_str::<Value>(small).unwrap());
         let (agreed, _) = negotiate(&body(0, 0, small)).unwrap();
-        assert_eq!(agreed, Agreed { max_data_xfer_size: 4096, max_dma_maps: 10, page_size: 4096 });
+        assert_eq!(agreed, Agreed { max_msg_fds: 8, max_data_xfer_size: 4096, max_dma_maps: 10, page_size: 4096 });
 
         let large = r#"{"capabilities":{"max_msg_fds":253,"max_data_xfer_size":99999999999,"max_dma_maps":999999}}"#;
         let ours = r#"{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":1048576,"max_dma_maps":65535}}"#;

@@ -171,6 +171,34 @@ pub(super) struct RegionInfo {
     pub(super) offset: U64,
 }
 
+/// What a capability of a region begins with (`struct vfio_info_cap_header`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct CapabilityHeader {
+    pub(super) id: U16,
+    pub(super) version: U16,
+    /// Where the next one begins, counted from the [`RegionInfo`]; 0 in the last.
+    pub(super) next: U32,
+}
+
+/// The fixed part of the capability that names the areas of a region that can be mapped
+/// (`struct vfio_region_info_cap_sparse_mmap`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct SparseMmap {
+    pub(super) header: CapabilityHeader,
+    pub(super) nr_areas: U32,
+    pub(super) reserved: U32,
+}
+
+/// An area of a [`SparseMmap`] (`struct vfio_region_sparse_mmap_area`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct SparseMmapArea {
+    pub(super) offset: U64,
+    pub(super) size: U64,
+}
+
 /// The request and reply of `DEVICE_GET_IRQ_INFO` (`struct vfio_irq_info`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -208,6 +236,11 @@ pub(super) fn parse<T: FromBytes + KnownLayout + Immutable>(body: &[u8]) -> Resu
     })
 }
 
+/// The size of a structure, as `argsz` and the like say it.
+pub(super) fn structure_size<T>() -> U32 {
+    u32::try_from(size_of::<T>()).unwrap_or(u32::MAX).into()
+}
+
 /// Checks that the client has room for the `T` of the reply, or declares the `T` of the request.
 pub(super) fn check_argsz<T>(argsz: U32) -> Result<(), Refusal> {
     if (argsz.get() as usize) < size_of::<T>() {
@@ -242,6 +275,8 @@ mod tests {
         assert_eq!(size_of::<DmaUnmap>(), 24);
         assert_eq!(size_of::<DeviceInfo>(), 16);
         assert_eq!(size_of::<RegionInfo>(), 32);
+        assert_eq!(size_of::<SparseMmap>(), 16);
+        assert_eq!(size_of::<SparseMmapArea>(), 16);
         assert_eq!(size_of::<IrqInfo>(), 16);
         assert_eq!(size_of::<IrqSet>(), 20);
         assert_eq!(size_of::<RegionAccess>(), 16);

@@ -1,10 +1,14 @@
 //! A device that is only memory, with a region that answers when the test says so.
 
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use mio::{Registry, Waker};
 use vfio_user_tpm::vfio_user::{
-    Answer, DEVICE_TOKEN, Device, DeviceFailure, DeviceInfo, Irq, Region, RegionFlags, Ticket,
+    Answer, DEVICE_TOKEN, Device, DeviceFailure, DeviceInfo, Interrupts, Irq, MappableArea, Mapping, Region,
+    RegionFlags, Ticket,
 };
 
 /// Readable and writable memory.
@@ -15,9 +19,26 @@ pub const SLOW: u32 = 1;
 pub const READ_ONLY: u32 = 2;
 /// Memory that can only be written.
 pub const WRITE_ONLY: u32 = 3;
+/// Memory of which [`AREAS`] can be mapped.
+pub const MAPPABLE: u32 = 4;
+/// A region whose mapping reaches over its end, so that it must not be offered.
+pub const BADLY_MAPPABLE: u32 = 5;
 
 pub const REGIONS: u32 = 9;
 pub const IRQS: u32 = 5;
+
+/// A line: one vector, masked when it fires.
+pub const INTX: u32 = 0;
+/// Messages: 4 vectors.
+pub const MSI: u32 = 1;
+/// Messages: 2048 vectors.
+pub const MSIX: u32 = 2;
+
+pub const MAPPABLE_SIZE: u64 = 0x8000;
+pub const AREAS: [MappableArea; 2] =
+    [MappableArea { offset: 0x2000, size: 0x1000 }, MappableArea { offset: 0x4000, size: 0x2000 }];
+/// Where the mappable region begins in its file.
+pub const FILE_OFFSET: u64 = 0x8000;
 
 /// Above the largest transfer.
 pub const RAM_SIZE: usize = 2 << 20;
@@ -35,6 +56,10 @@ pub struct State {
     pub released: bool,
     pub failure: Option<&'static str>,
     pub stop_asked: bool,
+    /// Indices whose lines are asserted.
+    pub lines: Vec<u32>,
+    /// Messages to be sent: index and vector.
+    pub messages: Vec<(u32, u32)>,
     pub stop_blocked: bool,
 }
 
@@ -55,6 +80,16 @@ impl Control {
         self.waker.wake().unwrap();
     }
 
+    /// Asserts or deasserts the line of [`INTX`].
+    pub fn line(&self, asserted: bool) {
+        self.tell(|state| state.lines = if asserted { vec![INTX] } else { vec![] });
+    }
+
+    /// Sends a message.
+    pub fn message(&self, index: u32, vector: u32) {
+        self.tell(|state| state.messages.push((index, vector)));
+    }
+
     /// Lets the accesses to [`SLOW`] go on, also later ones.
     pub fn release(&self) {
         self.tell(|state| state.released = true);
@@ -65,13 +100,16 @@ impl Control {
 pub struct ToyDevice {
     control: Control,
     ram: Vec<u8>,
+    file: File,
 }
 
 impl ToyDevice {
     pub fn new(registry: &Registry) -> (Self, Control) {
         let waker = Arc::new(Waker::new(registry, DEVICE_TOKEN).unwrap());
         let control = Control { state: Arc::default(), waker };
-        (Self { control: control.clone(), ram: vec![0; RAM_SIZE] }, control)
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(FILE_OFFSET + MAPPABLE_SIZE).unwrap();
+        (Self { control: control.clone(), ram: vec![0; RAM_SIZE], file }, control)
     }
 
     fn begin(&self) -> Answer {
@@ -92,15 +130,28 @@ impl Device for ToyDevice {
             SLOW => Region { size: SMALL_SIZE, flags: RegionFlags::all() },
             READ_ONLY => Region { size: SMALL_SIZE, flags: RegionFlags::READ },
             WRITE_ONLY => Region { size: SMALL_SIZE, flags: RegionFlags::WRITE },
+            MAPPABLE | BADLY_MAPPABLE => Region { size: MAPPABLE_SIZE, flags: RegionFlags::all() },
             _ => Region::NONE,
+        }
+    }
+
+    fn mapping(&self, index: u32) -> Option<Mapping<'_>> {
+        match index {
+            MAPPABLE => Some(Mapping { file: self.file.as_fd(), offset: FILE_OFFSET, areas: &AREAS }),
+            BADLY_MAPPABLE => {
+                let areas = const { &[MappableArea { offset: 0x1000, size: MAPPABLE_SIZE }] };
+                Some(Mapping { file: self.file.as_fd(), offset: 0, areas })
+            }
+            _ => None,
         }
     }
 
     fn irq(&self, index: u32) -> Irq {
         let (count, line) = match index {
-            0 => (1, true),
-            1 => (4, false),
-            3 => (1, false),
+            INTX => (1, true),
+            MSI => (4, false),
+            MSIX => (2048, false),
+            3 | 4 => (1, false),
             _ => (0, false),
         };
         Irq { count, maskable: line, automasked: line }
@@ -111,6 +162,10 @@ impl Device for ToyDevice {
         if index == SLOW {
             return self.begin();
         }
+        if index == MAPPABLE {
+            self.file.read_exact_at(data, FILE_OFFSET + offset).unwrap();
+            return Answer::Now;
+        }
         let offset = usize::try_from(offset).unwrap();
         data.copy_from_slice(&self.ram[offset..offset + data.len()]);
         Answer::Now
@@ -119,6 +174,10 @@ impl Device for ToyDevice {
     fn write(&mut self, index: u32, offset: u64, data: &[u8]) -> Answer {
         if index == SLOW {
             return self.begin();
+        }
+        if index == MAPPABLE {
+            self.file.write_all_at(data, FILE_OFFSET + offset).unwrap();
+            return Answer::Now;
         }
         let offset = usize::try_from(offset).unwrap();
         self.ram[offset..offset + data.len()].copy_from_slice(data);
@@ -138,6 +197,16 @@ impl Device for ToyDevice {
     fn reset(&mut self) {
         self.ram.fill(0);
         self.control.state().resets += 1;
+    }
+
+    fn interrupts(&mut self, interrupts: &mut dyn Interrupts) {
+        let mut state = self.control.state();
+        for &index in &state.lines {
+            interrupts.line(index);
+        }
+        for (index, vector) in state.messages.drain(..) {
+            interrupts.message(index, vector);
+        }
     }
 
     fn connected(&mut self) {

@@ -39,6 +39,8 @@ pub(crate) struct GuestConfig {
     pub(crate) memory: u32,
     /// Number of processors.
     pub(crate) cpus: u32,
+    /// What starts QEMU, if it is not the test: a program and its arguments.
+    pub(crate) launcher: Vec<OsString>,
     /// More arguments for QEMU: the TPM, above all.
     pub(crate) qemu_args: Vec<OsString>,
     /// More words for the kernel's command line.
@@ -52,6 +54,7 @@ impl Default for GuestConfig {
             firmware: Firmware::SeaBios,
             memory: 512,
             cpus: 1,
+            launcher: Vec::new(),
             qemu_args: Vec::new(),
             append: String::new(),
         }
@@ -126,11 +129,10 @@ impl Guest {
         // QEMU connects to us, so there is nothing to wait for.
         let listen = |name| UnixListener::bind(dir.path().join(name)).expect("socket in the temporary folder");
         let (channel, qmp) = (listen("channel"), listen("qmp"));
-        let mut qemu = Process::start(
-            &kit.join("qemu-system-x86_64"),
-            config.arguments(kit, dir.path()),
-            dir.path().join("qemu-output"),
-        );
+        let mut command = config.launcher.clone();
+        command.push(kit.join("qemu-system-x86_64").into());
+        command.extend(config.arguments(kit, dir.path()));
+        let mut qemu = Process::start(Path::new(&command[0]), &command[1..], dir.path().join("qemu-output"));
         let channel = Channel::new(accept(&channel, &mut qemu));
         let qmp = Qmp::new(accept(&qmp, &mut qemu)).unwrap_or_else(|e| panic!("{e}; QEMU said: {}", qemu.output()));
         let mut guest = Self { qemu, channel, qmp, dir, _slot: slot };

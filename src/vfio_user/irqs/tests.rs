@@ -69,33 +69,202 @@ fn disabling_forgets_one_index_and_is_never_refused() {
     let (mut irqs, eventfds) = assigned(1, LINE);
     let other = IrqSet { index: 1.into(), ..request(NONE | TRIGGER, 0, 0) };
     irqs.set(&other, &[], ABSENT, &mut Vec::new()).unwrap();
-    irqs.signal(0, 0);
+    irqs.line(0);
     assert_eq!(counts(&eventfds), [1]);
     set(&mut irqs, NONE | TRIGGER, 0, 0, &[], LINE).unwrap();
-    irqs.signal(0, 0);
+    irqs.line(0);
     assert_eq!(counts(&eventfds), [0]);
     set(&mut irqs, NONE | TRIGGER, 0, 0, &[], LINE).unwrap();
 }
 
 #[test]
-fn masked_vector_is_silent() {
+fn line_is_signalled_once_until_it_is_unmasked() {
+    let (mut irqs, eventfds) = assigned(1, LINE);
+    irqs.line(0);
+    irqs.line(0);
+    assert_eq!(counts(&eventfds), [1]);
+    set(&mut irqs, BOOL | UNMASK, 0, 1, &[0], LINE).unwrap();
+    irqs.line(0);
+    assert_eq!(counts(&eventfds), [0]);
+    for (flags, data) in [(NONE | UNMASK, &[][..]), (BOOL | UNMASK, &[1])] {
+        set(&mut irqs, flags, 0, 1, data, LINE).unwrap();
+        assert_eq!(counts(&eventfds), [0], "the device says whether it is still asserted");
+        irqs.line(0);
+        assert_eq!(counts(&eventfds), [1]);
+    }
+}
+
+#[test]
+fn masked_line_is_silent() {
+    let (mut irqs, eventfds) = assigned(1, LINE);
+    for (flags, data) in [(NONE | MASK, &[][..]), (BOOL | MASK, &[1])] {
+        set(&mut irqs, flags, 0, 1, data, LINE).unwrap();
+        irqs.line(0);
+        assert_eq!(counts(&eventfds), [0]);
+        set(&mut irqs, NONE | UNMASK, 0, 1, &[], LINE).unwrap();
+    }
+    set(&mut irqs, BOOL | MASK, 0, 1, &[0], LINE).unwrap();
+    irqs.line(0);
+    assert_eq!(counts(&eventfds), [1]);
+}
+
+#[test]
+fn line_is_heard_by_an_eventfd_that_comes_later() {
+    let mut irqs = Irqs::default();
+    irqs.line(0);
+    let (trigger, copy) = eventfd();
+    irqs.set(&request(EVENTFD | TRIGGER, 0, 1), &[], LINE, &mut vec![copy]).unwrap();
+    irqs.line(0);
+    assert_eq!(counts(&[trigger]), [1]);
+}
+
+#[test]
+fn replaced_trigger_of_a_masked_line_stays_silent() {
+    let (mut irqs, eventfds) = assigned(1, LINE);
+    irqs.line(0);
+    let (trigger, copy) = eventfd();
+    irqs.set(&request(EVENTFD | TRIGGER, 0, 1), &[], LINE, &mut vec![copy]).unwrap();
+    irqs.line(0);
+    assert_eq!((counts(&eventfds), counts(&[trigger])), (vec![1], vec![0]));
+}
+
+#[test]
+fn disabling_takes_the_mask_too() {
+    let (mut irqs, _eventfds) = assigned(1, LINE);
+    irqs.line(0);
+    set(&mut irqs, NONE | TRIGGER, 0, 0, &[], LINE).unwrap();
+    let (trigger, copy) = eventfd();
+    irqs.set(&request(EVENTFD | TRIGGER, 0, 1), &[], LINE, &mut vec![copy]).unwrap();
+    irqs.line(0);
+    assert_eq!(counts(&[trigger]), [1]);
+}
+
+#[test]
+fn messages_go_to_their_vectors_each_once() {
+    let (mut irqs, eventfds) = assigned(4, MESSAGES);
+    irqs.message(0, 2);
+    irqs.message(0, 2);
+    irqs.message(0, 3);
+    irqs.message(0, 4);
+    irqs.message(1, 0);
+    assert_eq!(counts(&eventfds), [0, 0, 2, 1]);
+}
+
+#[test]
+fn message_waits_while_masked_and_is_lost_without_an_eventfd() {
+    let maskable = Irq { count: 2, maskable: true, automasked: false };
+    let (mut irqs, eventfds) = assigned(1, maskable);
+    set(&mut irqs, NONE | MASK, 0, 2, &[], maskable).unwrap();
+    irqs.message(0, 0);
+    irqs.message(0, 0);
+    irqs.message(0, 1);
+    assert_eq!(counts(&eventfds), [0]);
+    let (late, copy) = eventfd();
+    irqs.set(&request(EVENTFD | TRIGGER, 1, 1), &[], maskable, &mut vec![copy]).unwrap();
+    set(&mut irqs, NONE | UNMASK, 0, 2, &[], maskable).unwrap();
+    assert_eq!((counts(&eventfds), counts(&[late])), (vec![1], vec![0]));
+    set(&mut irqs, NONE | UNMASK, 0, 2, &[], maskable).unwrap();
+    assert_eq!(counts(&eventfds), [0], "delivered once");
+}
+
+#[test]
+fn client_tests_its_eventfd_without_regard_to_the_mask() {
     let (mut irqs, eventfds) = assigned(1, LINE);
     set(&mut irqs, NONE | MASK, 0, 1, &[], LINE).unwrap();
-    irqs.signal(0, 0);
-    assert_eq!(counts(&eventfds), [0]);
-    set(&mut irqs, BOOL | UNMASK, 0, 1, &[1], LINE).unwrap();
-    irqs.signal(0, 0);
+    set(&mut irqs, NONE | TRIGGER, 0, 1, &[], LINE).unwrap();
     assert_eq!(counts(&eventfds), [1]);
+    set(&mut irqs, NONE | UNMASK, 0, 1, &[], LINE).unwrap();
+    set(&mut irqs, NONE | TRIGGER, 0, 1, &[], LINE).unwrap();
+    irqs.line(0);
+    assert_eq!(counts(&eventfds), [2], "the test has not masked it");
+}
+
+/// A line that is asserted, signalled, and unmasked by an eventfd.
+fn resampled() -> (Irqs, Vec<ClientEventFd>, ClientEventFd) {
+    let (mut irqs, eventfds) = assigned(1, LINE);
+    let (unmask, copy) = eventfd();
+    irqs.set(&request(EVENTFD | UNMASK, 0, 1), &[], LINE, &mut vec![copy]).unwrap();
+    irqs.line(0);
+    assert_eq!(counts(&eventfds), [1]);
+    (irqs, eventfds, unmask)
+}
+
+/// Whether there is something to take.
+fn is_due(irqs: &Irqs) -> bool {
+    let mut events = [PollFd::new(irqs.unmask_events().unwrap(), PollFlags::POLLIN)];
+    poll(&mut events, PollTimeout::ZERO).unwrap() > 0
 }
 
 #[test]
-fn unmask_eventfd_is_kept_beside_the_trigger() {
+fn each_signal_of_the_unmask_eventfd_unmasks_once() {
+    let (mut irqs, eventfds, unmask) = resampled();
+    for _ in 0..3 {
+        assert!(!is_due(&irqs));
+        irqs.take_unmasks();
+        irqs.line(0);
+        assert_eq!(counts(&eventfds), [0]);
+        unmask.write(1).unwrap();
+        assert!(is_due(&irqs));
+        irqs.take_unmasks();
+        irqs.line(0);
+        assert_eq!(counts(&eventfds), [1]);
+    }
+}
+
+#[test]
+fn unmask_eventfd_that_was_signalled_before_counts() {
     let (mut irqs, eventfds) = assigned(1, LINE);
-    irqs.set(&request(EVENTFD | UNMASK, 0, 1), &[], LINE, &mut vec![eventfd().1]).unwrap();
-    let vector = irqs.vectors.get(&(0, 0)).unwrap();
-    assert!(vector.trigger.is_some() && vector.unmask.is_some());
-    irqs.signal(0, 0);
-    assert_eq!(counts(&eventfds), [1]);
+    irqs.line(0);
+    let (unmask, copy) = eventfd();
+    unmask.write(1).unwrap();
+    irqs.set(&request(EVENTFD | UNMASK, 0, 1), &[], LINE, &mut vec![copy]).unwrap();
+    irqs.take_unmasks();
+    irqs.line(0);
+    assert_eq!(counts(&eventfds), [2]);
+}
+
+#[test]
+fn unmask_eventfd_that_was_taken_away_replaced_or_disabled_is_deaf() {
+    for end in [
+        |irqs: &mut Irqs| set(irqs, EVENTFD | UNMASK, 0, 1, &[], LINE),
+        |irqs: &mut Irqs| {
+            let mut other = vec![eventfd().1];
+            irqs.set(&request(EVENTFD | UNMASK, 0, 1), &[], LINE, &mut other).map_err(|refusal| refusal.errno)
+        },
+        |irqs: &mut Irqs| set(irqs, NONE | TRIGGER, 0, 0, &[], LINE),
+    ] {
+        let (mut irqs, _eventfds, unmask) = resampled();
+        end(&mut irqs).unwrap();
+        unmask.write(1).unwrap();
+        assert!(!is_due(&irqs));
+    }
+}
+
+#[test]
+fn many_unmask_eventfds_are_taken_in_turns() {
+    let many = Irq { count: 40, maskable: true, automasked: false };
+    let (mut irqs, eventfds) = assigned(40, many);
+    let (unmasks, mut copies): (Vec<_>, Vec<_>) = (0..40).map(|_| eventfd()).unzip();
+    irqs.set(&request(EVENTFD | UNMASK, 0, 40), &[], many, &mut copies).unwrap();
+    set(&mut irqs, NONE | MASK, 0, 40, &[], many).unwrap();
+    for (vector, unmask) in (0..).zip(&unmasks) {
+        irqs.message(0, vector);
+        unmask.write(1).unwrap();
+    }
+    while is_due(&irqs) {
+        irqs.take_unmasks();
+    }
+    assert_eq!(counts(&eventfds), [1; 40]);
+}
+
+#[test]
+fn refused_unmask_eventfds_leave_the_old_ones() {
+    let (mut irqs, _eventfds, unmask) = resampled();
+    let mut wrong = vec![std::fs::File::open("/dev/null").unwrap().into()];
+    let result = irqs.set(&request(EVENTFD | UNMASK, 0, 1), &[], LINE, &mut wrong);
+    assert_eq!(result.unwrap_err().errno, Errno::EINVAL);
+    unmask.write(1).unwrap();
+    assert!(is_due(&irqs));
 }
 
 #[test]
@@ -105,6 +274,8 @@ fn masking_is_refused_where_it_was_not_offered() {
         assert_eq!(set(&mut irqs, NONE | action, 0, 1, &[], MESSAGES), Err(Errno::EINVAL));
     }
     assert_eq!(set(&mut irqs, EVENTFD | MASK, 0, 1, &[], LINE), Err(Errno::EOPNOTSUPP));
+    let result = irqs.set(&request(EVENTFD | MASK, 0, 1), &[], LINE, &mut vec![eventfd().1]);
+    assert_eq!(result.unwrap_err().errno, Errno::EOPNOTSUPP);
 }
 
 #[test]
@@ -202,9 +373,9 @@ fn full_blocking_eventfd_does_not_block() {
     let mut irqs = Irqs::default();
     let mut given = vec![dup(full.as_fd()).unwrap()];
     irqs.set(&request(EVENTFD | TRIGGER, 0, 1), &[], LINE, &mut given).unwrap();
-    irqs.signal(0, 0);
+    irqs.message(0, 0);
     // The client takes O_NONBLOCK back.
     fcntl(full.as_fd(), FcntlArg::F_SETFL(OFlag::O_RDWR)).unwrap();
-    irqs.signal(0, 0);
+    irqs.message(0, 0);
     assert_eq!(full.read().unwrap(), u64::MAX - 1);
 }

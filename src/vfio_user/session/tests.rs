@@ -153,7 +153,7 @@ impl Bench {
     fn replies(&mut self) -> Vec<Reply> {
         let mut replies = Vec::new();
         self.outbox
-            .flush(|bytes| {
+            .flush(|bytes, _| {
                 let (header, body) = wire::parse::<Header>(bytes).unwrap();
                 assert_eq!(header.message_size.get() as usize, bytes.len());
                 replies.push(Reply {

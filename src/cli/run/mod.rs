@@ -1,0 +1,228 @@
+//! `run`: a server and a QEMU with its TPM, started and ended together.
+//!
+//! One process looks after both as its children. QEMU has the standard streams, the terminal and its signals as if it
+//! had been started alone; the server is in a process group of its own, so that what a terminal sends to QEMU does not
+//! take the TPM away before QEMU has ended.
+
+mod folder;
+mod launch;
+mod processes;
+mod qemu;
+
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+
+use super::device_args::description_of;
+use super::ready::{self, ReadySocket};
+use super::serve::TpmArgs;
+use super::start_log;
+use crate::description::Description;
+use folder::PrivateFolder;
+pub(super) use launch::{LaunchArgs, launch};
+use processes::{Event, Process, Reach, Signals};
+
+/// Start QEMU with the TPM attached, and end the TPM with it
+///
+/// Starts a server, waits until its TPM is up, and starts the command after `--`, with all arguments added
+/// that attach the TPM: the device, its ACPI tables, S3 switched off, and -machine where the command names none.
+///
+/// Signals are passed on to QEMU, and its exit status is this program's: 128 and the signal's number if it died of a
+/// signal, 127 if there is no such program, 126 if it cannot be started. The status is 1 if the server failed, unless
+/// QEMU's own tells of a failure. If the server ends while QEMU runs, the virtual machine goes on without its TPM.
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// UNIX socket to listen on; without it, one in a temporary folder that is removed at the end
+    #[arg(long, value_name = "PATH")]
+    socket_path: Option<PathBuf>,
+
+    /// Folder to write what QEMU needs to, and to leave it there; without it, a temporary one (see `describe`)
+    #[arg(long, value_name = "DIR")]
+    description: Option<PathBuf>,
+
+    #[command(flatten)]
+    tpm: TpmArgs,
+
+    /// Program to start, and its arguments
+    #[arg(last = true, required = true, value_name = "QEMU")]
+    command: Vec<OsString>,
+}
+
+pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    start_log(args.tpm.log_level);
+    // Before there is anything that a signal could leave behind.
+    let signals = Signals::block().context("cannot receive signals")?;
+    let folder = PrivateFolder::create().context("cannot create a temporary folder: set TMPDIR to one that exists")?;
+
+    let socket = args.socket_path.clone().unwrap_or_else(|| folder.path().join("socket"));
+    let tables = args.description.clone().unwrap_or_else(|| folder.path().to_owned());
+    let device = args.tpm.device.device()?;
+    let machine = device.placement.machine();
+    let description = description_of(device, socket.clone(), args.tpm.state_dir.as_deref());
+    let attach = Description::new(description)?.qemu_arguments(&tables)?;
+    let [program, user @ ..] = &*args.command else { bail!("give QEMU's command after --") };
+    let arguments = qemu::arguments(user, machine, &socket, attach)?;
+    let mut qemu = this_program();
+    qemu.args([launch::SUBCOMMAND, "--"]).arg(program).args(arguments);
+
+    let notify = folder.path().join("ready");
+    let ready =
+        ReadySocket::bind(&notify).context("cannot create a socket: set TMPDIR to a folder with a shorter path")?;
+    let mut command = server_command(&notify);
+    if args.socket_path.is_none() {
+        command.arg("--socket-path").arg(socket);
+    }
+    if args.description.is_none() {
+        command.arg("--description").arg(tables);
+    }
+    let mut server = Process::start(&mut command).context("cannot start the server")?;
+
+    let code = serve(&signals, &ready, &mut server, &mut qemu);
+    let status = end(&signals, &mut server)?;
+    let code = code?;
+    if !status.success() {
+        log::error!("the server did not end well ({status})");
+    }
+    Ok(ExitCode::from(if code == 0 && !status.success() { 1 } else { code }))
+}
+
+fn this_program() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(env!("CARGO_PKG_NAME"));
+    command
+}
+
+/// This program as the server, with the flags of `run`.
+fn server_command(notify: &Path) -> Command {
+    let mut command = this_program();
+    command
+        .args(own_flags(std::env::args_os()))
+        .env(ready::VARIABLE, notify)
+        // What is typed is for QEMU, and so is what a terminal sends to a whole group of processes.
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .process_group(0);
+    command
+}
+
+/// The server's flags: those that were given to `run`, as they were given.
+fn own_flags(args: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    // The program's name and `run` come first; clap takes no flag before a subcommand.
+    args.into_iter().skip(2).take_while(|arg| arg != "--")
+}
+
+/// Runs QEMU while there is a TPM for it, and gives the exit status for the whole.
+fn serve(signals: &Signals, ready: &ReadySocket, server: &mut Process, qemu: &mut Command) -> anyhow::Result<u8> {
+    if let Some(signal) = wait_until_ready(signals, ready, server)? {
+        log::info!("{signal} before QEMU was started");
+        return Ok(died_of(signal as i32));
+    }
+    let mut qemu = Process::start(qemu).context("cannot start a process for QEMU")?;
+    let mut tpm_lost = false;
+    loop {
+        match signals.next()? {
+            Event::Signal(signal, Reach::Us) => qemu.signal(signal)?,
+            Event::Signal(_, Reach::Terminal) => {}
+            Event::Children => {
+                if let Some(status) = qemu.status()? {
+                    let code = exit_code(status);
+                    return Ok(if code == 0 && tpm_lost { 1 } else { code });
+                }
+                if let Some(status) = server.status()?.filter(|_| !tpm_lost) {
+                    tpm_lost = true;
+                    log::error!(
+                        "THE TPM IS LOST: its server has ended ({status}). The virtual machine goes on without it. Shut \
+                         it down from inside: at its next reset QEMU may abort"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Waits until the server's TPM is up, or gives the signal that came first.
+fn wait_until_ready(signals: &Signals, ready: &ReadySocket, server: &mut Process) -> anyhow::Result<Option<Signal>> {
+    loop {
+        let mut sources = [signals.as_fd(), ready.as_fd()].map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN));
+        match poll(&mut sources, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno).context("cannot wait for the server"),
+        }
+        let [signalled, told] = sources.map(|source| source.any() == Some(true));
+        if signalled {
+            match signals.next()? {
+                Event::Signal(signal, _) => return Ok(Some(signal)),
+                Event::Children => {
+                    if let Some(status) = server.status()? {
+                        bail!("the server has ended before its TPM was up ({status}): its message is above");
+                    }
+                }
+            }
+        } else if told && ready.is_told().context("cannot hear of the server")? {
+            return Ok(None);
+        }
+    }
+}
+
+/// Ends the server in order: it shuts its TPM down. A signal that comes meanwhile hurries it.
+fn end(signals: &Signals, server: &mut Process) -> anyhow::Result<ExitStatus> {
+    server.signal(Signal::SIGTERM)?;
+    loop {
+        if let Some(status) = server.status()? {
+            return Ok(status);
+        }
+        if let Event::Signal(..) = signals.next()? {
+            server.signal(Signal::SIGTERM)?;
+        }
+    }
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => u8::try_from(code).unwrap_or(1),
+        (None, Some(number)) => died_of(number),
+        (None, None) => 1,
+    }
+}
+
+fn died_of(signal: i32) -> u8 {
+    u8::try_from(signal).unwrap_or(0).saturating_add(128)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::{Cli, Command as Subcommand};
+    use super::*;
+
+    #[test]
+    fn the_server_gets_the_flags_as_they_were_given() {
+        let args = ["vfio-user-tpm", "run", "--state-dir", "a b", "--log-level=warn", "--", "qemu", "--", "-m", "1G"];
+        let flags: Vec<_> = own_flags(args.map(OsString::from)).collect();
+        assert_eq!(flags, ["--state-dir", "a b", "--log-level=warn"]);
+    }
+
+    #[test]
+    fn the_command_begins_after_two_dashes_and_is_needed() {
+        let parsed = Cli::try_parse_from(["vfio-user-tpm", "run", "--machine=q35", "--", "qemu", "-m", "1G", "--fd=3"]);
+        let Some(Subcommand::Run(args)) = parsed.unwrap().command else { panic!("run") };
+        assert_eq!(args.command, ["qemu", "-m", "1G", "--fd=3"]);
+        assert!(Cli::try_parse_from(["vfio-user-tpm", "run"]).is_err());
+        assert!(Cli::try_parse_from(["vfio-user-tpm", "run", "--"]).is_err());
+        assert!(Cli::try_parse_from(["vfio-user-tpm", "run", "qemu"]).is_err());
+    }
+
+    #[test]
+    fn run_makes_its_own_connection() {
+        assert!(Cli::try_parse_from(["vfio-user-tpm", "run", "--fd=3", "--", "qemu"]).is_err());
+    }
+}

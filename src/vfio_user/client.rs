@@ -1,0 +1,134 @@
+//! The client that is being served: its connection, its session, and what is still to be sent to it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use thiserror::Error;
+
+use super::complaints::Complaints;
+use super::connection::{Connection, Progress, ReceiveError};
+use super::device::Device;
+use super::outbox::Outbox;
+use super::session::{Next, Session};
+
+/// Receiving system calls that one message gets before the others have their turn.
+const BUDGET: u32 = 64;
+
+/// The client that is being served.
+#[derive(Debug)]
+pub(super) struct Client {
+    connection: Connection,
+    session: Session,
+    outbox: Outbox,
+    /// About those that come while it is there.
+    pub(super) complaints: Complaints,
+}
+
+/// Why a client is served no longer.
+#[derive(Debug, Error)]
+pub(super) enum Farewell {
+    #[error("the client has left")]
+    Left,
+    #[error("the client is disconnected: {0}")]
+    Receive(ReceiveError),
+    #[error("the client is disconnected: nothing can be sent to it: {0}")]
+    Send(io::Error),
+    #[error("the client is disconnected: it did not begin as the protocol wants")]
+    Refused,
+    #[error("the client is disconnected: it cannot be watched: {0}")]
+    Unwatchable(#[from] Errno),
+}
+
+/// What a client waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiting {
+    /// The next bytes of the client.
+    ToReceive,
+    /// Room for what is to be sent. Nothing is received meanwhile: so a client that does not read cannot make the server
+    /// keep its replies.
+    ToSend,
+}
+
+impl Client {
+    pub(super) fn new(socket: UnixStream) -> Self {
+        Self {
+            connection: Connection::new(socket),
+            session: Session::default(),
+            outbox: Outbox::default(),
+            complaints: Complaints::default(),
+        }
+    }
+
+    pub(super) fn socket(&self) -> &UnixStream {
+        self.connection.socket()
+    }
+
+    /// What becomes readable when [`unmask`](Self::unmask) has something to do; `None` as long as the client has not asked
+    /// for that.
+    pub(super) fn unmask_events(&self) -> Option<BorrowedFd<'_>> {
+        self.session.unmask_events()
+    }
+
+    pub(super) fn waiting(&self) -> Waiting {
+        if self.outbox.is_empty() { Waiting::ToReceive } else { Waiting::ToSend }
+    }
+
+    /// Whether it is gone. What it has sent before is still served.
+    pub(super) fn is_leaving(&self) -> bool {
+        let mut state = [PollFd::new(self.socket().as_fd(), PollFlags::POLLHUP)];
+        poll(&mut state, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Sends what waits, and serves at most one message: whether there is another is for the event loop to find out, which
+    /// costs less than to ask the socket in vain after each.
+    pub(super) fn serve(&mut self, device: &mut dyn Device) -> Result<(), Farewell> {
+        self.flush()?;
+        if self.waiting() == Waiting::ToSend {
+            return Ok(());
+        }
+        let mut budget = BUDGET;
+        match self.connection.receive(&mut budget) {
+            Ok(Progress::Message) => {
+                let next = self.session.handle(self.connection.message(), device, &mut self.outbox);
+                self.flush()?;
+                if next == Next::Close { Err(Farewell::Refused) } else { Ok(()) }
+            }
+            Ok(Progress::WouldBlock | Progress::BudgetSpent) => Ok(()),
+            Err(ReceiveError::Closed | ReceiveError::Socket(Errno::ECONNRESET)) => Err(Farewell::Left),
+            Err(error) => Err(Farewell::Receive(error)),
+        }
+    }
+
+    /// Sends what the device has to say after it was woken.
+    pub(super) fn resume(&mut self, device: &mut dyn Device) -> Result<(), Farewell> {
+        self.session.resume(device, &mut self.outbox);
+        self.flush()
+    }
+
+    /// Unmasks what the client's eventfds say.
+    pub(super) fn unmask(&mut self, device: &mut dyn Device) {
+        self.session.unmask(device);
+    }
+
+    /// Its descriptors and mappings go with it.
+    pub(super) fn end(self, device: &mut dyn Device) {
+        self.session.end(device);
+    }
+
+    /// Sends what the client takes.
+    fn flush(&mut self) -> Result<(), Farewell> {
+        let Self { connection, outbox, .. } = self;
+        match outbox.flush(|data, descriptor| connection.send(data, descriptor)) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                Err(Farewell::Left)
+            }
+            result => result.map_err(Farewell::Send),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
