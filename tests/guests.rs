@@ -1,14 +1,13 @@
-//! The TPM in a real guest: upstream QEMU (q35, SeaBIOS), Debian's kernel, tpm2-tools.
+//! What a TPM 2.0 does for a real guest, and what befalls it: upstream QEMU (q35, SeaBIOS), Debian's kernel, tpm2-tools.
 
 mod common;
 mod guest;
 
 use common::server::Server;
-use guest::{Firmware, Guest, GuestConfig, KernelMessage};
+use guest::{Guest, GuestConfig, Tpm};
 use sha2::{Digest, Sha256};
 
-/// An NV index that the guest's owner defines.
-const NV_INDEX: &str = "0x1500016";
+const TPM: Tpm = Tpm::V2_0;
 
 fn boot(server: &Server) -> Guest {
     Guest::boot(&GuestConfig { qemu_args: server.qemu_args(), ..GuestConfig::default() })
@@ -16,27 +15,6 @@ fn boot(server: &Server) -> Guest {
 
 fn state_dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("temporary folder")
-}
-
-/// Defines the NV index and writes `text` there.
-#[track_caller]
-fn write_nv(guest: &mut Guest, text: &str) {
-    guest.check(&format!(
-        "tpm2_nvdefine -Q {NV_INDEX} -C o -s {} -a 'ownerread|ownerwrite' &&
-         printf %s '{text}' | tpm2_nvwrite -Q {NV_INDEX} -C o -i -",
-        text.len()
-    ));
-}
-
-#[track_caller]
-fn read_nv(guest: &mut Guest) -> String {
-    guest.check(&format!("tpm2_nvread {NV_INDEX} -C o"))
-}
-
-/// The SHA-256 value of a PCR, in lower-case hex.
-#[track_caller]
-fn pcr(guest: &mut Guest, index: u32) -> String {
-    guest.check(&format!("tpm2_pcrread -Q -o /tmp/pcr sha256:{index} && xxd -p -c 32 /tmp/pcr")).trim().to_owned()
 }
 
 /// The value of `name` in what tpm2-tools print as `name: value`; numbers in hex or decimal.
@@ -67,48 +45,6 @@ const USE_DICTIONARY_ATTACK_PROTECTION: &str = "
     tpm2_nvdefine -Q 0x1500017 -C o -s 4 -a 'authread|authwrite' -p secret &&
     printf data | tpm2_nvwrite -Q 0x1500017 -C 0x1500017 -P secret -i -";
 
-fn is_about_the_device(message: &KernelMessage) -> bool {
-    let text = message.text.to_lowercase();
-    ["tpm", "tis", "msft0101", "ima:", "acpi", "pci", "00:05.0", "bar ", "resource", "iomem"]
-        .iter()
-        .any(|word| text.contains(word))
-}
-
-#[test]
-fn linux_binds_its_driver_and_nobody_complains() {
-    let mut without = Guest::boot(&GuestConfig::default());
-    let known: Vec<_> = without.kernel_log().into_iter().map(|message| message.text).collect();
-    without.quit();
-
-    let server = Server::start();
-    let mut guest = boot(&server);
-    let log = guest.kernel_log();
-    assert!(log.iter().any(|message| message.text.starts_with("tpm_tis MSFT0101:00: 2.0 TPM")), "{log:#?}");
-    let complaints: Vec<_> = log
-        .iter()
-        .filter(|message| message.is_complaint() && is_about_the_device(message) && !known.contains(&message.text))
-        .collect();
-    assert!(complaints.is_empty(), "{complaints:#?}");
-
-    guest.check("test -c /dev/tpm0 && test -c /dev/tpmrm0");
-    assert_eq!(guest.check("cat /sys/class/tpm/tpm0/tpm_version_major"), "2\n");
-    assert_eq!(guest.check("basename $(readlink /sys/class/tpm/tpm0/device/driver)"), "tpm_tis\n");
-    // The TPM is below the PCI device's own node: slot 5, function 0.
-    assert_eq!(guest.check("cat /sys/class/tpm/tpm0/device/firmware_node/path"), "\\_SB_.PCI0.S28_.TPM_\n");
-    // IMA measures into it from the start.
-    assert_ne!(pcr(&mut guest, 10), "0".repeat(64));
-    guest.quit();
-}
-
-#[test]
-fn linux_binds_its_driver_under_uefi_firmware_too() {
-    let server = Server::start();
-    let qemu_args = server.qemu_args();
-    let mut guest = Guest::boot(&GuestConfig { qemu_args, firmware: Firmware::Ovmf, ..GuestConfig::default() });
-    guest.check("test -d /sys/firmware/efi && test -c /dev/tpm0 && tpm2_getrandom --hex 8");
-    guest.quit();
-}
-
 #[test]
 fn run_starts_a_guest_with_its_tpm_and_ends_both() {
     let dir = state_dir();
@@ -119,9 +55,9 @@ fn run_starts_a_guest_with_its_tpm_and_ends_both() {
         // Ends with QEMU's exit status, and with nothing said by either.
         let mut guest = Guest::boot(&GuestConfig { launcher: launcher.clone(), ..GuestConfig::default() });
         if boots == 1 {
-            write_nv(&mut guest, "kept");
+            TPM.write_nv(&mut guest, "kept");
         }
-        assert_eq!(read_nv(&mut guest), "kept");
+        TPM.assert_nv(&mut guest, "kept");
         assert_eq!(guest.check("cat /sys/power/mem_sleep"), "[s2idle]\n", "S3 is switched off");
         assert_no_lockout(&mut guest);
         guest.quit();
@@ -138,11 +74,11 @@ fn tpm2_tools_work() {
     assert_eq!(first.len(), 64, "{first:?}");
     assert_ne!(first, second);
 
-    assert_eq!(pcr(&mut guest, 16), "0".repeat(64));
+    assert_eq!(TPM.pcr(&mut guest, 16), TPM.zero());
     let digest = Sha256::digest(b"event");
     guest.check(&format!("tpm2_pcrextend 16:sha256={digest:x}"));
     let extended = Sha256::new().chain_update([0; 32]).chain_update(digest).finalize();
-    assert_eq!(pcr(&mut guest, 16), format!("{extended:x}"));
+    assert_eq!(TPM.pcr(&mut guest, 16), format!("{extended:x}"));
 
     let unsealed = guest.check(
         "tpm2_createprimary -Q -C o -c primary.ctx &&
@@ -152,8 +88,8 @@ fn tpm2_tools_work() {
     );
     assert_eq!(unsealed, "a secret");
 
-    write_nv(&mut guest, "kept in the TPM");
-    assert_eq!(read_nv(&mut guest), "kept in the TPM");
+    TPM.write_nv(&mut guest, "kept in the TPM");
+    TPM.assert_nv(&mut guest, "kept in the TPM");
     guest.quit();
 }
 
@@ -161,17 +97,17 @@ fn tpm2_tools_work() {
 fn a_reboot_keeps_nv_clears_pcrs_and_counts_one_reset() {
     let server = Server::start();
     let mut guest = boot(&server);
-    write_nv(&mut guest, "kept over a reboot");
+    TPM.write_nv(&mut guest, "kept over a reboot");
     guest.check("tpm2_pcrextend 16:sha256=$(sha256sum /init | cut -c 1-64) 0:sha256=$(sha256sum /init | cut -c 1-64)");
-    let (pcr_0, pcr_16) = (pcr(&mut guest, 0), pcr(&mut guest, 16));
-    assert_ne!(pcr_16, "0".repeat(64));
+    let (pcr_0, pcr_16) = (TPM.pcr(&mut guest, 0), TPM.pcr(&mut guest, 16));
+    assert_ne!(pcr_16, TPM.zero());
     let before = guest.check("tpm2_readclock");
 
     guest.reboot();
 
-    assert_eq!(read_nv(&mut guest), "kept over a reboot");
-    assert_eq!(pcr(&mut guest, 16), "0".repeat(64));
-    assert_ne!(pcr(&mut guest, 0), pcr_0);
+    TPM.assert_nv(&mut guest, "kept over a reboot");
+    assert_eq!(TPM.pcr(&mut guest, 16), TPM.zero());
+    assert_ne!(TPM.pcr(&mut guest, 0), pcr_0);
     let after = guest.check("tpm2_readclock");
     assert_eq!(number(&after, "reset_count"), number(&before, "reset_count") + 1, "before {before}after {after}");
     assert_eq!(number(&after, "restart_count"), 0);
@@ -186,14 +122,14 @@ fn a_server_restarted_between_boots_keeps_its_tpm() {
 
     let server = Server::with_state(state.path());
     let mut guest = boot(&server);
-    write_nv(&mut guest, "kept by the server");
+    TPM.write_nv(&mut guest, "kept by the server");
     let primary = guest.check(name_of_primary);
     guest.quit();
     assert!(server.terminate().success());
 
     let server = Server::with_state(state.path());
     let mut guest = boot(&server);
-    assert_eq!(read_nv(&mut guest), "kept by the server");
+    TPM.assert_nv(&mut guest, "kept by the server");
     assert_eq!(guest.check(name_of_primary), primary);
     guest.quit();
 }
@@ -203,7 +139,7 @@ fn sigterm_during_a_command_loses_nothing() {
     let state = state_dir();
     let server = Server::with_state(state.path());
     let mut guest = boot(&server);
-    write_nv(&mut guest, "written before the end");
+    TPM.write_nv(&mut guest, "written before the end");
     guest.check(USE_DICTIONARY_ATTACK_PROTECTION);
     // Several at once, so that the TPM is hardly ever idle between two.
     guest.check(
@@ -217,7 +153,7 @@ fn sigterm_during_a_command_loses_nothing() {
 
     let server = Server::with_state(state.path());
     let mut guest = boot(&server);
-    assert_eq!(read_nv(&mut guest), "written before the end");
+    TPM.assert_nv(&mut guest, "written before the end");
     assert_eq!(guest.check("tpm2_nvread 0x1500017 -C 0x1500017 -P secret"), "data");
     assert_no_lockout(&mut guest);
     guest.quit();
@@ -228,7 +164,7 @@ fn a_killed_engine_fails_commands_until_a_reset_brings_a_new_one() {
     let state = state_dir();
     let server = Server::with_state(state.path());
     let mut guest = boot(&server);
-    write_nv(&mut guest, "written before the crash");
+    TPM.write_nv(&mut guest, "written before the crash");
 
     server.kill_engine();
     let output = guest.run("tpm2_getrandom --hex 8");
@@ -236,7 +172,7 @@ fn a_killed_engine_fails_commands_until_a_reset_brings_a_new_one() {
     assert!(output.stderr.contains("(0x00000101)") || output.stderr.contains("(0x101)"), "{}", output.stderr);
 
     guest.system_reset();
-    assert_eq!(read_nv(&mut guest), "written before the crash");
+    TPM.assert_nv(&mut guest, "written before the crash");
     assert_eq!(guest.check("tpm2_getrandom --hex 8").len(), 16);
     guest.quit();
 }
@@ -276,7 +212,7 @@ fn pcr_17_extends_from_locality_3_and_not_from_0() {
 fn guest_root_cannot_use_the_platform_hierarchy() {
     let server = Server::start();
     let mut guest = boot(&server);
-    write_nv(&mut guest, "of the owner");
+    TPM.write_nv(&mut guest, "of the owner");
     for script in [
         "tpm2_clear -c p",
         "tpm2_hierarchycontrol -C p shEnable clear",
@@ -289,7 +225,7 @@ fn guest_root_cannot_use_the_platform_hierarchy() {
         assert_ne!(output.status, 0, "{script}: {}", output.stdout);
     }
     // The owner's hierarchy is the guest's.
-    assert_eq!(read_nv(&mut guest), "of the owner");
+    TPM.assert_nv(&mut guest, "of the owner");
     guest.check("tpm2_createprimary -Q -C o -c primary.ctx && tpm2_changeauth -Q -c o owner-password");
     guest.quit();
 }

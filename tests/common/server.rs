@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::process::{Process, tail, until};
@@ -119,23 +120,14 @@ impl Server {
         self.dir.path().join("description")
     }
 
-    /// The arguments with which QEMU attaches the device, made of the files that the server has written.
+    /// The arguments with which QEMU attaches the device, ready-made by the server.
     #[track_caller]
     pub(crate) fn qemu_args(&self) -> Vec<OsString> {
-        let description = self.dir.path().join("description");
-        let device = std::fs::read_to_string(description.join("qemu-device.json"))
-            .expect("--description has written qemu-device.json before the server listens");
-        let table = |name| OsString::from(format!("file={}", description.join(name).display()));
-        vec![
-            "-device".into(),
-            device.trim().into(),
-            "-acpitable".into(),
-            table("ssdt.aml"),
-            "-acpitable".into(),
-            table("tpm2.aml"),
-            "-global".into(),
-            "ICH9-LPC.disable_s3=1".into(),
-        ]
+        let file = std::fs::read(self.description().join("tpm.json"))
+            .expect("--description has written tpm.json before the server listens");
+        let description: Value = serde_json::from_slice(&file).expect("tpm.json is JSON");
+        let arguments = description["qemu"].as_array().expect("tpm.json has QEMU's arguments");
+        arguments.iter().map(|argument| argument.as_str().expect("a string").into()).collect()
     }
 
     /// What the server has logged so far.

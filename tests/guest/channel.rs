@@ -19,11 +19,15 @@ pub(crate) struct Output {
 pub(crate) struct Channel {
     stream: BufReader<UnixStream>,
     next_id: u32,
+    /// The beginning of a line.
+    partial: String,
 }
+
+const NO_ANSWER: &str = "no answer within the deadline";
 
 impl Channel {
     pub(crate) fn new(stream: UnixStream) -> Self {
-        Self { stream: BufReader::new(stream), next_id: 0 }
+        Self { stream: BufReader::new(stream), next_id: 0, partial: String::new() }
     }
 
     /// Waits until a boot has reached `/init`. What a boot before it had not finished saying is skipped.
@@ -35,9 +39,32 @@ impl Channel {
 
     /// Runs a script and waits for its end.
     pub(crate) fn run(&mut self, script: &str, deadline: Duration) -> Result<Output, String> {
-        let end = Instant::now() + deadline;
         let id = self.send(script)?;
-        let line = self.line(end)?;
+        self.answer(id, deadline)
+    }
+
+    /// Waits for the end of the script that was sent with this id.
+    pub(crate) fn answer(&mut self, id: u32, deadline: Duration) -> Result<Output, String> {
+        let line = self.line(Instant::now() + deadline)?;
+        Self::output(id, &line)
+    }
+
+    /// As [`answer`](Self::answer), with an empty line sent now and then: `/init` ignores it, but a guest that sleeps and lets
+    /// the serial port wake it does wake up.
+    pub(crate) fn answer_after_waking(&mut self, id: u32, deadline: Duration) -> Result<Output, String> {
+        let end = Instant::now() + deadline;
+        loop {
+            if let Some(line) = self.line_within(Duration::from_secs(1))? {
+                return Self::output(id, &line);
+            }
+            if Instant::now() >= end {
+                return Err(NO_ANSWER.into());
+            }
+            self.write("\n")?;
+        }
+    }
+
+    fn output(id: u32, line: &str) -> Result<Output, String> {
         let fields: Vec<&str> = line.split(' ').collect();
         match fields[..] {
             ["done", answered, status, stdout, stderr] if answered == id.to_string() => Ok(Output {
@@ -50,25 +77,35 @@ impl Channel {
         }
     }
 
-    /// Sends a script without waiting for anything.
+    /// Sends a script without waiting for anything, and returns its id.
     pub(crate) fn send(&mut self, script: &str) -> Result<u32, String> {
         self.next_id += 1;
-        let line = format!("{} {}\n", self.next_id, base64(&[], script.as_bytes()));
-        self.stream.get_mut().write_all(line.as_bytes()).map_err(|e| format!("the channel is closed: {e}"))?;
+        self.write(&format!("{} {}\n", self.next_id, base64(&[], script.as_bytes())))?;
         Ok(self.next_id)
     }
 
+    fn write(&mut self, text: &str) -> Result<(), String> {
+        self.stream.get_mut().write_all(text.as_bytes()).map_err(|e| format!("the channel is closed: {e}"))
+    }
+
     fn line(&mut self, end: Instant) -> Result<String, String> {
-        let mut line = String::new();
+        self.line_within(end.saturating_duration_since(Instant::now()))?.ok_or_else(|| NO_ANSWER.into())
+    }
+
+    /// The next line, if all of it comes in time; else what has come of it is kept.
+    fn line_within(&mut self, time: Duration) -> Result<Option<String>, String> {
+        let end = Instant::now() + time;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err("no answer within the deadline".into());
+                return Ok(None);
             }
             self.stream.get_ref().set_read_timeout(Some(left)).expect("read timeout");
-            match self.stream.read_line(&mut line) {
+            match self.stream.read_line(&mut self.partial) {
                 Ok(0) => return Err("QEMU has ended".into()),
-                Ok(_) if line.ends_with('\n') => return Ok(line.trim_end().to_owned()),
+                Ok(_) if self.partial.ends_with('\n') => {
+                    return Ok(Some(std::mem::take(&mut self.partial).trim_end().to_owned()));
+                }
                 Ok(_) => {}
                 Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted) => {}
                 Err(e) => return Err(format!("the channel is broken: {e}")),

@@ -23,8 +23,11 @@ impl KernelMessage {
         Some(Self { level: u8::try_from(number & 7).ok()?, text: text.to_owned() })
     }
 
-    /// Whether this is a warning or worse.
+    /// Whether this is a warning or worse that may have to do with the TPM.
     pub(crate) fn is_complaint(&self) -> bool {
-        self.level <= 4
+        const TOPICS: [&str; 10] =
+            ["tpm", "tis", "msft0101", "pnp0c31", "ima:", "acpi", "pci", "bar ", "resource", "iomem"];
+        let text = self.text.to_lowercase();
+        self.level <= 4 && TOPICS.iter().any(|topic| text.contains(topic))
     }
 }

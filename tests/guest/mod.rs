@@ -2,12 +2,15 @@
 //! (`tests/guest/kit`), driven over a serial port.
 //!
 //! Nothing here depends on timing: the deadlines only turn a hang into a failure that says where it hung.
+#![allow(dead_code, unused_imports)] // not every test uses all of it
 
 mod channel;
 mod kernel_log;
 mod kit;
 mod qmp;
+mod tpm;
 mod vm;
 
 pub(crate) use kernel_log::KernelMessage;
+pub(crate) use tpm::Tpm;
 pub(crate) use vm::{Firmware, Guest, GuestConfig};

@@ -8,23 +8,24 @@ use serde_json::{Value, json};
 
 pub(crate) struct Qmp {
     stream: BufReader<UnixStream>,
-    /// `RESET` events seen that were our own doing.
-    resets: u32,
+    /// What has happened and nobody has asked for yet.
+    events: Vec<Value>,
 }
 
 impl Qmp {
     /// Takes QEMU's end of the monitor and enters command mode.
     pub(crate) fn new(stream: UnixStream) -> Result<Self, String> {
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("read timeout");
-        let mut qmp = Self { stream: BufReader::new(stream), resets: 0 };
+        let mut qmp = Self { stream: BufReader::new(stream), events: Vec::new() };
         qmp.message()?;
-        qmp.execute("qmp_capabilities")?;
+        qmp.execute("qmp_capabilities", &json!({}))?;
         Ok(qmp)
     }
 
-    /// Runs a command without arguments; events that come meanwhile are skipped.
-    pub(crate) fn execute(&mut self, command: &str) -> Result<Value, String> {
-        let line = format!("{}\n", json!({ "execute": command }));
+    /// Runs a command. What happened before it is forgotten.
+    pub(crate) fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, String> {
+        self.events.clear();
+        let line = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
         self.stream.get_mut().write_all(line.as_bytes()).map_err(|e| format!("QMP {command}: {e}"))?;
         loop {
             let mut message = self.message().map_err(|e| format!("QMP {command}: {e}"))?;
@@ -34,29 +35,29 @@ impl Qmp {
             if let Some(value) = message.get_mut("return") {
                 return Ok(value.take());
             }
+            self.events.push(message);
         }
     }
 
-    /// Pushes the machine's reset button, and waits until the machine is reset.
-    pub(crate) fn system_reset(&mut self) -> Result<(), String> {
-        let before = self.resets;
-        self.execute("system_reset")?;
-        while self.resets == before {
-            self.message().map_err(|e| format!("waiting for the reset: {e}"))?;
+    /// Waits until the event `name` comes, or has come since the last command, with all the members of `data`.
+    pub(crate) fn wait_for(&mut self, name: &str, data: &Value) -> Result<(), String> {
+        let is_it = |message: &Value| {
+            let members = data.as_object().into_iter().flatten();
+            message["event"] == name && members.into_iter().all(|(key, value)| message["data"][key] == *value)
+        };
+        if self.events.iter().any(is_it) {
+            return Ok(());
         }
+        while !is_it(&self.message().map_err(|e| format!("waiting for {name} {data}: {e}"))?) {}
         Ok(())
     }
 
     fn message(&mut self) -> Result<Value, String> {
         let mut line = String::new();
-        let message: Value = match self.stream.read_line(&mut line) {
-            Ok(0) => return Err("QEMU has ended".into()),
-            Ok(_) => serde_json::from_str(&line).map_err(|e| format!("{e} in {line:?}"))?,
-            Err(e) => return Err(e.to_string()),
-        };
-        if message["event"] == "RESET" && message["data"]["reason"] == "host-qmp-system-reset" {
-            self.resets += 1;
+        match self.stream.read_line(&mut line) {
+            Ok(0) => Err("QEMU has ended".into()),
+            Ok(_) => serde_json::from_str(&line).map_err(|e| format!("{e} in {line:?}")),
+            Err(e) => Err(e.to_string()),
         }
-        Ok(message)
     }
 }

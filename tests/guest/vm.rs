@@ -8,6 +8,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::channel::Channel;
@@ -21,7 +22,7 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(180);
 const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
 
 /// The firmware that starts the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Firmware {
     /// QEMU's default.
     SeaBios,
@@ -33,7 +34,7 @@ pub(crate) enum Firmware {
 #[derive(Clone, Debug)]
 pub(crate) struct GuestConfig {
     /// QEMU's `-machine`.
-    pub(crate) machine: String,
+    pub(crate) machine: &'static str,
     pub(crate) firmware: Firmware,
     /// Memory in MiB.
     pub(crate) memory: u32,
@@ -50,7 +51,7 @@ pub(crate) struct GuestConfig {
 impl Default for GuestConfig {
     fn default() -> Self {
         Self {
-            machine: "q35".into(),
+            machine: "q35",
             firmware: Firmware::SeaBios,
             memory: 512,
             cpus: 1,
@@ -75,7 +76,7 @@ impl GuestConfig {
             "-display",
             "none",
             "-machine",
-            &self.machine,
+            self.machine,
             "-m",
             &self.memory.to_string(),
             "-smp",
@@ -174,7 +175,9 @@ impl Guest {
     /// Pushes the machine's reset button, and does not wait for the boot that follows.
     #[track_caller]
     pub(crate) fn press_reset(&mut self) {
-        self.qmp.system_reset().unwrap_or_else(|e| panic!("{e}"));
+        self.monitor("system_reset", &json!({}));
+        // Other resets may be reported, as of a guest that reboots by itself.
+        self.wait_for_event("RESET", &json!({ "reason": "host-qmp-system-reset" }));
     }
 
     /// Waits until a boot that was begun takes commands.
@@ -183,6 +186,49 @@ impl Guest {
         if let Err(error) = self.channel.wait_for_hello(BOOT_DEADLINE) {
             panic!("the guest does not come up: {error}");
         }
+    }
+
+    /// Plugs a device in, described as for QEMU's `-device`.
+    #[track_caller]
+    pub(crate) fn plug(&mut self, device: &Value) {
+        self.monitor("device_add", device);
+    }
+
+    /// Asks the guest to let go of the device with this id, and waits until it is unplugged.
+    #[track_caller]
+    pub(crate) fn unplug(&mut self, id: &str) {
+        self.monitor("device_del", &json!({ "id": id }));
+        self.wait_for_event("DEVICE_DELETED", &json!({ "device": id }));
+    }
+
+    /// Sends the guest to sleep in S3 and wakes it as soon as it sleeps.
+    #[track_caller]
+    pub(crate) fn suspend_to_ram(&mut self) -> Output {
+        let script = self.channel.send("echo mem >/sys/power/state").expect("channel");
+        self.wait_for_event("SUSPEND", &json!({}));
+        self.monitor("system_wakeup", &json!({}));
+        self.channel.answer(script, COMMAND_DEADLINE).unwrap_or_else(|e| panic!("the guest does not wake up: {e}"))
+    }
+
+    /// Asks the guest to sleep, where S3 is switched off: the kernel then only stops its processes and devices (s2idle). The
+    /// serial port wakes it. The guest tries until it has slept, since input may come while it is still falling asleep.
+    #[track_caller]
+    pub(crate) fn suspend_to_idle(&mut self) -> Output {
+        let sleep = "echo enabled >/sys/class/tty/ttyS1/power/wakeup && until echo mem >/sys/power/state; do :; done";
+        let script = self.channel.send(sleep).expect("channel");
+        self.channel
+            .answer_after_waking(script, COMMAND_DEADLINE)
+            .unwrap_or_else(|e| panic!("the guest does not wake up: {e}"))
+    }
+
+    #[track_caller]
+    fn monitor(&mut self, command: &str, arguments: &Value) {
+        self.qmp.execute(command, arguments).unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    #[track_caller]
+    fn wait_for_event(&mut self, name: &str, data: &Value) {
+        self.qmp.wait_for(name, data).unwrap_or_else(|e| panic!("{e}"));
     }
 
     /// The kernel's log of this boot.
@@ -199,7 +245,7 @@ impl Guest {
     /// Ends the guest as `quit` in QEMU's monitor does. QEMU must not have printed anything: no warning about the device.
     #[track_caller]
     pub(crate) fn quit(mut self) {
-        self.qmp.execute("quit").expect("quit");
+        self.monitor("quit", &json!({}));
         let status = self.qemu.wait(COMMAND_DEADLINE).expect("QEMU ends after quit");
         assert!(status.success(), "QEMU ended with {status}");
         assert_eq!(self.qemu.output(), "", "QEMU has something to say");

@@ -58,3 +58,9 @@ tis_pcr_extend() {
     response=$(tis_command "$1" "80020000004100000182$(printf %08x "$2")${session}00000001000b$digest") || return
     echo "$response" | cut -c 13-20
 }
+
+# tis_pcr_read LOCALITY PCR (16 to 23): TPM2_PCR_Read; prints the SHA-256 value in hex.
+tis_pcr_read() {
+    response=$(tis_command "$1" "8001000000140000017e00000001000b030000$(printf %02x $((1 << ($2 - 16))))") || return
+    echo "$response" | cut -c 61-
+}

@@ -1,0 +1,143 @@
+//! The same checks in every kind of guest: machine, firmware, processors, version of the TPM. The cells under `full-tests`
+//! run with `./test --full` only.
+
+mod common;
+mod guest;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use common::server::Server;
+use guest::Firmware::{Ovmf, SeaBios};
+use guest::Tpm::{V1_2, V2_0};
+use guest::{Firmware, Guest, GuestConfig, KernelMessage, Tpm};
+
+/// Where the guest runs, apart from its TPM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Board {
+    machine: &'static str,
+    firmware: Firmware,
+    cpus: u32,
+}
+
+/// One test for each row: name, machine, firmware, number of processors, TPM.
+macro_rules! cells {
+    ($($(#[$attribute:meta])* $name:ident: $machine:literal, $firmware:expr, $cpus:literal, $tpm:expr;)*) => {$(
+        #[test]
+        $(#[$attribute])*
+        fn $name() {
+            check(Board { machine: $machine, firmware: $firmware, cpus: $cpus }, $tpm);
+        }
+    )*};
+}
+
+cells! {
+    q35_seabios_tpm_2_0:           "q35", SeaBios, 1, V2_0;
+    q35_seabios_tpm_1_2:           "q35", SeaBios, 1, V1_2;
+    q35_seabios_4_cpus_tpm_2_0:    "q35", SeaBios, 4, V2_0;
+    q35_ovmf_tpm_2_0:              "q35", Ovmf,    1, V2_0;
+    q35_ovmf_tpm_1_2:              "q35", Ovmf,    1, V1_2;
+    pc_seabios_tpm_2_0:            "pc",  SeaBios, 1, V2_0;
+    pc_seabios_tpm_1_2:            "pc",  SeaBios, 1, V1_2;
+    #[cfg(feature = "full-tests")]
+    q35_seabios_4_cpus_tpm_1_2:    "q35", SeaBios, 4, V1_2;
+    #[cfg(feature = "full-tests")]
+    q35_ovmf_4_cpus_tpm_2_0:       "q35", Ovmf,    4, V2_0;
+    #[cfg(feature = "full-tests")]
+    q35_ovmf_4_cpus_tpm_1_2:       "q35", Ovmf,    4, V1_2;
+    #[cfg(feature = "full-tests")]
+    pc_seabios_4_cpus_tpm_2_0:     "pc",  SeaBios, 4, V2_0;
+    #[cfg(feature = "full-tests")]
+    pc_seabios_4_cpus_tpm_1_2:     "pc",  SeaBios, 4, V1_2;
+    #[cfg(feature = "full-tests")]
+    pc_ovmf_tpm_2_0:               "pc",  Ovmf,    1, V2_0;
+    #[cfg(feature = "full-tests")]
+    pc_ovmf_tpm_1_2:               "pc",  Ovmf,    1, V1_2;
+    #[cfg(feature = "full-tests")]
+    pc_ovmf_4_cpus_tpm_2_0:        "pc",  Ovmf,    4, V2_0;
+    #[cfg(feature = "full-tests")]
+    pc_ovmf_4_cpus_tpm_1_2:        "pc",  Ovmf,    4, V1_2;
+}
+
+/// Linux warns of a TCPA table that names no measurement log, and there is none: no firmware has measured anything.
+const TCPA_WITHOUT_LOG: &str = "tpm tpm0: tpm_read_log_acpi: TCPA log area empty";
+
+/// What has to hold in each guest.
+fn check(board: Board, tpm: Tpm) {
+    // First, since no test may start a guest while it has one: the number of guests is limited.
+    let mut known = complaints_without_tpm(board);
+    if tpm == V1_2 {
+        known.insert(TCPA_WITHOUT_LOG.to_owned());
+    }
+    let server = Server::with_args(&["--machine", board.machine, "--tpm-version", tpm.version()].map(Into::into));
+    let mut guest = Guest::boot(&GuestConfig { qemu_args: server.qemu_args(), ..config(board) });
+    assert_eq!(guest.run("test -d /sys/firmware/efi").status == 0, board.firmware == Ovmf);
+
+    linux_has_bound_its_driver(&mut guest, tpm);
+    nobody_complains(&guest.kernel_log(), &known);
+    every_cpu_reaches_the_tpm(&mut guest, board, tpm);
+
+    // IMA measures into it from the start.
+    assert_ne!(tpm.pcr(&mut guest, 10), tpm.zero());
+    assert_eq!(tpm.pcr(&mut guest, 16), tpm.zero());
+    tpm.extend(&mut guest, 16, "event");
+    let extended = tpm.pcr(&mut guest, 16);
+    assert_eq!(extended, tpm.extended(&mut guest, &tpm.zero(), "event"));
+    tpm.write_nv(&mut guest, "kept over a reboot");
+
+    guest.reboot();
+
+    nobody_complains(&guest.kernel_log(), &known);
+    assert_eq!(tpm.pcr(&mut guest, 16), tpm.zero());
+    assert_ne!(tpm.pcr(&mut guest, 10), tpm.zero());
+    tpm.assert_nv(&mut guest, "kept over a reboot");
+    guest.quit();
+}
+
+fn config(board: Board) -> GuestConfig {
+    let Board { machine, firmware, cpus } = board;
+    GuestConfig { machine, firmware, cpus, ..GuestConfig::default() }
+}
+
+#[track_caller]
+fn linux_has_bound_its_driver(guest: &mut Guest, tpm: Tpm) {
+    let log = guest.kernel_log();
+    let announcement = format!(": {} TPM (vendor-id 0x7666, device-id 0x5450, ", tpm.version());
+    let mut texts = log.iter().map(|message| &message.text);
+    assert!(texts.any(|text| text.starts_with("tpm_tis ") && text.contains(&announcement)), "{log:#?}");
+    guest.check("test -c /dev/tpm0");
+    assert_eq!(guest.check("cat /sys/class/tpm/tpm0/tpm_version_major"), format!("{}\n", tpm.major()));
+    assert_eq!(guest.check("basename $(readlink /sys/class/tpm/tpm0/device/driver)"), "tpm_tis\n");
+    // The TPM is below the PCI device's own node: slot 5, function 0.
+    assert_eq!(guest.check("cat /sys/class/tpm/tpm0/device/firmware_node/path"), "\\_SB_.PCI0.S28_.TPM_\n");
+}
+
+/// The kernel does not warn of anything but what is known.
+#[track_caller]
+fn nobody_complains(log: &[KernelMessage], known: &BTreeSet<String>) {
+    let complaints: Vec<_> =
+        log.iter().filter(|message| message.is_complaint() && !known.contains(&message.text)).collect();
+    assert!(complaints.is_empty(), "{complaints:#?}");
+}
+
+/// What the kernel warns of on a board without a TPM, which is booted once for all tests that ask.
+fn complaints_without_tpm(board: Board) -> BTreeSet<String> {
+    static KNOWN: Mutex<BTreeMap<Board, Arc<OnceLock<BTreeSet<String>>>>> = Mutex::new(BTreeMap::new());
+    let of_board = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).entry(board).or_default().clone();
+    let complaints = of_board.get_or_init(|| {
+        let mut guest = Guest::boot(&config(board));
+        let log = guest.kernel_log();
+        guest.quit();
+        log.into_iter().filter(KernelMessage::is_complaint).map(|message| message.text).collect()
+    });
+    complaints.clone()
+}
+
+#[track_caller]
+fn every_cpu_reaches_the_tpm(guest: &mut Guest, board: Board, tpm: Tpm) {
+    assert_eq!(guest.check("nproc"), format!("{}\n", board.cpus));
+    for cpu in 0..board.cpus {
+        let pinned = format!("taskset -p {:x} $$ >/dev/null && {}", 1 << cpu, tpm.pcr_script(16));
+        assert_eq!(guest.check(&pinned).trim(), tpm.zero(), "from CPU {cpu}");
+    }
+}
