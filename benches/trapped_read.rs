@@ -52,9 +52,9 @@ fn main() {
         }
         let [mut device_times, mut bare_times, mut crate_times] = [const { Vec::new() }; 3];
         for _ in 0..ROUNDS {
-            device_times.push(round(&mut device));
+            device_times.push(round(&mut device.stream));
             bare_times.push(round(&mut bare));
-            crate_times.push(round(&mut by_crate));
+            crate_times.push(round(&mut by_crate.stream));
         }
         let [device, bare, by_crate] = [device_times, bare_times, crate_times].map(median);
         println!(
@@ -69,10 +69,10 @@ fn main() {
     other.wait().expect("the server of the crate ends");
 }
 
-/// The stream of a client that has agreed on a version.
-fn negotiated(mut client: RawClient) -> UnixStream {
+/// A client that has agreed on a version.
+fn negotiated(mut client: RawClient) -> RawClient {
     client.negotiate();
-    client.stream
+    client
 }
 
 /// Starts this program again in another role.

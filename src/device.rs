@@ -1,4 +1,4 @@
-//! The TPM as a PCI device: configuration space, register file and engine put together behind [`vfio_user::Device`].
+//! The TPM as a PCI device: configuration space, register file and engine put together behind [`Device`].
 
 use std::time::Instant;
 

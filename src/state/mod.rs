@@ -1,6 +1,6 @@
 //! The state folder: what a TPM must not lose, in files that are whole or not there.
 //!
-//! [`StateFolder`] is the folder with its lock and its writes; [`file`] is the format of one file in it, pure.
+//! [`StateFolder`] is the folder with its lock and its writes; [`mod@file`] is the format of one file in it, pure.
 
 pub mod file;
 mod folder;

@@ -1,6 +1,7 @@
 //! A client that builds its messages byte by byte, independent of the server's own structures.
 
 use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -184,6 +185,14 @@ impl RawClient {
         let count = data.len().try_into().unwrap();
         let reply = self.request(REGION_WRITE, &access(region, offset, count, data)).ok();
         assert_eq!(reply, access(region, offset, count, &[]));
+    }
+}
+
+impl Drop for RawClient {
+    /// Leaves at once. To close would not be enough: a process that another test is just starting may for a moment hold a
+    /// copy of the socket, and the server would refuse the next client because this one is still there.
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 
