@@ -295,14 +295,27 @@ fn qemu_goes_on_when_the_server_dies_and_the_status_tells() {
     }
 }
 
+/// As when a service manager ends all processes of a service.
 #[test]
-fn a_server_that_somebody_else_ended_is_a_lost_tpm_too() {
-    let mut run = Run::script(&[], WAIT);
+fn a_signal_to_all_processes_ends_the_tpm_after_qemu() {
+    let mut run =
+        Run::script(&[], "trap 'echo qemu was told; exit 0' TERM; echo qemu is there; while :; do sleep 0.1; done");
     run.wait_for("qemu is there");
-    kill(run.server(), Signal::SIGTERM).unwrap();
-    run.wait_for("THE TPM IS LOST");
-    run.release("go");
-    run.ends_with(1);
+    let server = run.server();
+    for _ in 0..3 {
+        kill(server, Signal::SIGTERM).unwrap();
+    }
+    kill(run.pid(), Signal::SIGTERM).unwrap();
+    let output = run.ends_with(0);
+    assert!(output.contains("qemu was told"), "{output}");
+    assert!(!output.contains("LOST"), "{output}");
+}
+
+#[test]
+fn the_end_of_qemu_is_noticed_by_a_process_that_was_started_to_ignore_its_children() {
+    let launcher = ["env", "--ignore-signal=CHLD"];
+    let mut run = Run::start(folder(), &[], &["/bin/sh", "-c", "exit 5"], &launcher, Stdio::null());
+    run.ends_with(5);
 }
 
 #[test]

@@ -49,7 +49,11 @@ pub(super) fn are_asked_for(args: impl IntoIterator<Item = OsString>) -> bool {
 /// What is printed.
 pub(super) fn json() -> String {
     let command = Cli::command();
-    let flags = command.get_arguments().filter_map(Arg::get_long).filter(|flag| !NO_FEATURES.contains(flag));
+    let flags = command
+        .get_arguments()
+        .filter(|flag| !flag.is_hide_set())
+        .filter_map(Arg::get_long)
+        .filter(|flag| !NO_FEATURES.contains(flag));
     let backends = BackendKind::value_variants().iter().filter_map(ValueEnum::to_possible_value);
     let capabilities = Capabilities {
         r#type: "tpm",

@@ -6,6 +6,7 @@ mod device_args;
 mod ready;
 mod run;
 mod serve;
+mod signals;
 mod worker;
 
 use std::io::Write;

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::device_args::{DeviceArgs, description_of};
-use super::{log_level, ready, start_log};
+use super::{log_level, ready, signals, start_log};
 use crate::acpi::TpmDevice as DeviceDescription;
 use crate::backend::embedded::{Embedded, EmbeddedConfig};
 use crate::description::Description;
@@ -32,6 +32,10 @@ pub(super) struct ServeArgs {
 
     #[command(flatten)]
     tpm: TpmArgs,
+
+    /// Set by `run`, which alone then ends the server
+    #[arg(long, hide = true)]
+    obey_parent_only: bool,
 }
 
 /// Which TPM is served and how, wherever its clients come from.
@@ -110,6 +114,7 @@ struct Config {
     description: Option<(Description, PathBuf)>,
     startup: StartupPolicy,
     reset_on_connect: bool,
+    obey_parent_only: bool,
     log_level: log::LevelFilter,
 }
 
@@ -117,7 +122,7 @@ impl TryFrom<ServeArgs> for Config {
     type Error = anyhow::Error;
 
     fn try_from(args: ServeArgs) -> anyhow::Result<Self> {
-        let ServeArgs { socket, description, tpm: args } = args;
+        let ServeArgs { socket, description, tpm: args, obey_parent_only } = args;
         let BackendKind::Embedded = args.backend;
         let device = args.device.device()?;
         let endpoint = match (socket.socket_path, socket.fd) {
@@ -152,6 +157,7 @@ impl TryFrom<ServeArgs> for Config {
             description,
             startup,
             reset_on_connect: args.reset_on_connect,
+            obey_parent_only,
             log_level: args.log_level,
         })
     }
@@ -161,7 +167,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
     start_log(config.log_level);
     // Blocked before anything else, so that a signal at any time ends the program in order.
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
+    let signals = signals::wanted([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
     signals.thread_block().context("cannot block signals")?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .context("cannot receive signals")?;
@@ -179,7 +185,10 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         }
         Endpoint::Descriptor(fd) => Listener::from_fd(inherited(*fd)?)?,
     };
-    let server = Server::new(listener)?;
+    let mut server = Server::new(listener)?;
+    if config.obey_parent_only {
+        server.obey_parent_only();
+    }
     let wakeup = Wakeup { registry: server.registry()?, token: DEVICE_TOKEN };
 
     let version = config.device.version;

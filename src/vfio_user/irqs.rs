@@ -49,7 +49,9 @@ impl EventFd {
     /// to a client that wants to stop its own device.
     fn signal(&self) -> Result<(), Errno> {
         let mut room = [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)];
-        if poll(&mut room, PollTimeout::ZERO)? == 0 {
+        poll(&mut room, PollTimeout::ZERO)?;
+        // A counter that has overflowed is an error and has no room either.
+        if !room.iter().any(|room| room.revents().is_some_and(|events| events.contains(PollFlags::POLLOUT))) {
             return Ok(());
         }
         match write(&self.0, &1_u64.to_ne_bytes()) {

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::parent_id;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -67,6 +68,8 @@ pub struct Server {
     stopping: bool,
     /// A signal to end has come; a second one does not wait.
     signalled: bool,
+    /// The process whose signals alone count, as long as it is our parent.
+    parent: Option<u32>,
 }
 
 impl Server {
@@ -84,6 +87,7 @@ impl Server {
             paused_until: None,
             stopping: false,
             signalled: false,
+            parent: None,
         };
         match listener.0 {
             Source::Listening(socket) => {
@@ -93,6 +97,12 @@ impl Server {
             Source::Connected(client) => server.adopt(client)?,
         }
         Ok(server)
+    }
+
+    /// From now on only the signals of the process that started this one count, as long as it is there: those that are
+    /// sent to all processes of a service or a container are its to act upon.
+    pub fn obey_parent_only(&mut self) {
+        self.parent = Some(parent_id());
     }
 
     /// Where a device registers what it wants to be woken by, with tokens from [`DEVICE_TOKEN`] on.
@@ -165,7 +175,9 @@ impl Server {
     fn take_signals(&mut self, device: &mut dyn Device, signals: &SignalFd) -> Result<(), ServerError> {
         let mut name = None;
         while let Some(signal) = signals.read_signal().map_err(ServerError::Signals)? {
-            name = Some(signal.ssi_signo);
+            if self.heeds(signal.ssi_pid) {
+                name = Some(signal.ssi_signo);
+            }
         }
         match name {
             None => Ok(()),
@@ -179,6 +191,12 @@ impl Server {
                 Ok(())
             }
         }
+    }
+
+    /// Whether a signal of this process counts.
+    fn heeds(&self, sender: u32) -> bool {
+        // Without its parent, a server has to listen to anybody.
+        self.parent.is_none_or(|parent| sender == parent || parent_id() != parent)
     }
 
     /// Lets go of client and listener, and has the device finish.

@@ -105,6 +105,8 @@ fn server_command(notify: &Path) -> Command {
     let mut command = this_program();
     command
         .args(own_flags(std::env::args_os()))
+        // A signal to all processes of a service reaches it too, and is for us to act upon.
+        .arg("--obey-parent-only")
         .env(ready::VARIABLE, notify)
         // What is typed is for QEMU, and so is what a terminal sends to a whole group of processes.
         .stdin(Stdio::null())
@@ -172,15 +174,19 @@ fn wait_until_ready(signals: &Signals, ready: &ReadySocket, server: &mut Process
     }
 }
 
-/// Ends the server in order: it shuts its TPM down. A signal that comes meanwhile hurries it.
+/// Ends the server in order: it shuts its TPM down. A second signal to end that comes meanwhile hurries it: the first may
+/// have been sent when QEMU was still there.
 fn end(signals: &Signals, server: &mut Process) -> anyhow::Result<ExitStatus> {
     server.signal(Signal::SIGTERM)?;
+    let mut asked_before = false;
     loop {
         if let Some(status) = server.status()? {
             return Ok(status);
         }
-        if let Event::Signal(..) = signals.next()? {
-            server.signal(Signal::SIGTERM)?;
+        if let Event::Signal(Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT, _) = signals.next()? {
+            if std::mem::replace(&mut asked_before, true) {
+                server.signal(Signal::SIGTERM)?;
+            }
         }
     }
 }

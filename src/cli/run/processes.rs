@@ -7,9 +7,11 @@ use std::process::{Child, Command, ExitStatus};
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
+
+use crate::cli::signals;
 
 /// What somebody may send to end or to tell QEMU something.
 const FOR_QEMU: [Signal; 6] =
@@ -40,7 +42,13 @@ pub(super) struct Signals(SignalFd);
 impl Signals {
     /// Blocks the signals, so that they wait to be taken from here. Processes that are started have them blocked too.
     pub(super) fn block() -> nix::Result<Self> {
-        let mask = FOR_QEMU.into_iter().chain([Signal::SIGCHLD]).collect::<SigSet>();
+        // SAFETY: the default action is no function.
+        #[expect(unsafe_code, reason = "one that a program was started to ignore would never tell of its children")]
+        unsafe {
+            signal(Signal::SIGCHLD, SigHandler::SigDfl)?;
+        }
+        let mut mask = signals::wanted(FOR_QEMU);
+        mask.add(Signal::SIGCHLD);
         mask.thread_block()?;
         SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC).map(Self)
     }

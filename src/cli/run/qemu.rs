@@ -1,6 +1,7 @@
 //! QEMU's command line: what the user gave, and what attaches the TPM.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -35,9 +36,7 @@ pub(super) fn arguments(
     if user.iter().any(|argument| is_option(argument, &["daemonize"])) {
         return Err(CommandError::Daemonize);
     }
-    let socket_path = socket.to_string_lossy();
-    let attaches = |argument: &str| argument.contains("vfio-user-pci") && argument.contains(&*socket_path);
-    if user.iter().any(|argument| attaches(&argument.to_string_lossy())) {
+    if user.iter().filter_map(|argument| vfio_user_socket(argument)).any(|path| is_same(&path, socket)) {
         return Err(CommandError::AlreadyAttached(socket.to_owned()));
     }
     let mut arguments = user.to_vec();
@@ -51,6 +50,18 @@ pub(super) fn arguments(
     }
     arguments.extend(attach.into_iter().map(OsString::from));
     Ok(arguments)
+}
+
+/// The socket of the vfio-user device that an argument describes. QEMU takes such a device in JSON only.
+fn vfio_user_socket(argument: &OsStr) -> Option<PathBuf> {
+    let device: serde_json::Value = serde_json::from_slice(argument.as_bytes()).ok()?;
+    let is_vfio_user = device.get("driver")?.as_str()? == "vfio-user-pci";
+    is_vfio_user.then(|| device.get("socket")?.get("path")?.as_str().map(PathBuf::from))?
+}
+
+/// Whether two paths, taken from the current directory, are the same.
+fn is_same(one: &Path, other: &Path) -> bool {
+    matches!((std::path::absolute(one), std::path::absolute(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// The machine type that these arguments name, if any. Of several the last counts, as in QEMU.
