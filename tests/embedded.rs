@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -52,7 +53,10 @@ impl Tpm {
     fn turn(&mut self) {
         let deadline = self.engine.deadline();
         let wait = deadline.map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()));
-        self.poll.poll(&mut self.events, Some(wait)).unwrap();
+        match self.poll.poll(&mut self.events, Some(wait)) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
+            polled => polled.unwrap(),
+        }
         assert!(deadline.is_some() || !self.events.is_empty(), "nothing comes from the backend");
         self.engine.poll(Instant::now());
     }
