@@ -10,6 +10,8 @@
 //!    ▲                     ▲                                    │
 //!    │ stop                │ reset                              │ reset, stop
 //!   Terminating ◀── ShuttingDown ◀──────────────────────────────┘         (any failure: Failed)
+//!
+//!   Terminating, and a stop in any failure, end in Ending: what ran the TPM is killed, and Off once it is gone.
 //! ```
 
 use std::os::fd::AsRawFd;
