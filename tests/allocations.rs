@@ -15,7 +15,8 @@ use common::tis::{ACCESS, BAR0, COMMAND_READY, CONFIG, DATA_FIFO, DID_VID, STS, 
 use common::tpm_commands::{RC_SUCCESS, code_of, get_random};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedConfig};
+use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
+use vfio_user_tpm::backend::worker::WorkerConfig;
 use vfio_user_tpm::device::{DEVICE_ID, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::{Engine, Wakeup};
 use vfio_user_tpm::frontend::tis::TisConfig;
@@ -73,12 +74,10 @@ fn serve(listener: Listener) {
     let signals = SignalFd::with_flags(&SigSet::from_iter([Signal::SIGTERM]), SfdFlags::SFD_CLOEXEC).unwrap();
     let server = Server::new(listener).unwrap();
     let wakeup = Wakeup { registry: server.registry().unwrap(), token: DEVICE_TOKEN };
-    let backend = Embedded::new(EmbeddedConfig {
-        version: TpmVersion::V2_0,
-        state: None,
-        program: PathBuf::from(env!("CARGO_BIN_EXE_vfio-user-tpm")),
-        log_level: log::LevelFilter::Warn,
-    });
+    let tpm = EmbeddedTpm { version: TpmVersion::V2_0, state: None };
+    let worker =
+        WorkerConfig { program: PathBuf::from(env!("CARGO_BIN_EXE_vfio-user-tpm")), log_level: log::LevelFilter::Warn };
+    let backend = Embedded::new(tpm, worker);
     let platform = Platform::new(TpmVersion::V2_0, StartupPolicy::Clear);
     let engine = Engine::new(Box::new(backend), platform, Some(wakeup));
     let registers = TisConfig {

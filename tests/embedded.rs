@@ -11,7 +11,8 @@ use common::tpm_commands::*;
 use mio::{Events, Poll, Token};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedConfig};
+use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
+use vfio_user_tpm::backend::worker::WorkerConfig;
 use vfio_user_tpm::engine::{Engine, Wakeup};
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
 use vfio_user_tpm::state::StateFolder;
@@ -37,12 +38,12 @@ impl Tpm {
     fn start_version(version: TpmVersion, state: Option<&Path>) -> Self {
         let poll = Poll::new().unwrap();
         let wakeup = Wakeup { registry: poll.registry().try_clone().unwrap(), token: Token(1) };
-        let backend = Embedded::new(EmbeddedConfig {
-            version,
-            state: state.map(|path| StateFolder::open(path).unwrap()),
+        let tpm = EmbeddedTpm { version, state: state.map(|path| StateFolder::open(path).unwrap()) };
+        let worker = WorkerConfig {
             program: PathBuf::from(env!("CARGO_BIN_EXE_vfio-user-tpm")),
             log_level: log::LevelFilter::Warn,
-        });
+        };
+        let backend = Embedded::new(tpm, worker);
         let platform = Platform::new(version, StartupPolicy::Clear);
         let mut engine = Engine::new(Box::new(backend), platform, Some(wakeup));
         engine.reset(Instant::now());

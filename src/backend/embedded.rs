@@ -1,252 +1,34 @@
 //! The TPM that comes with the program: libtpms in a worker process.
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::os::fd::BorrowedFd;
 
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-
-use super::{Backend, BackendError, Done};
+use super::worker::{Task, WorkerBackend};
 use crate::state::StateFolder;
-use crate::tpm::{Locality, TpmVersion};
-use crate::worker::SUBCOMMAND;
-use crate::worker::frame::{self, MAX_FRAME, Reply, Request};
+use crate::tpm::TpmVersion;
+use crate::worker::frame::Request;
+
+/// The embedded TPM.
+pub type Embedded = WorkerBackend<EmbeddedTpm>;
 
 /// What the embedded TPM is to be.
 #[derive(Debug)]
-pub struct EmbeddedConfig {
+pub struct EmbeddedTpm {
     /// Version of the TPM.
     pub version: TpmVersion,
     /// Where its state lives. Without one, the TPM is ephemeral: its state is in the worker's memory and ends with it.
     pub state: Option<StateFolder>,
-    /// The program to run as the worker: this one.
-    pub program: PathBuf,
-    /// The worker's log level.
-    pub log_level: log::LevelFilter,
 }
 
-/// The embedded TPM.
-#[derive(Debug)]
-pub struct Embedded {
-    config: EmbeddedConfig,
-    worker: Option<Worker>,
-    /// A killed process that may still be there: no other may be started on its state.
-    dying: Option<Dying>,
-    /// There is an [`initialize`](Backend::initialize) that waits for the dying process.
-    initialize_waits: bool,
-    /// The descriptor to wait for is another one.
-    new_descriptor: bool,
-    started_before: bool,
-    frame: Vec<u8>,
-    buffer: Vec<u8>,
-}
-
-#[derive(Debug)]
-struct Worker {
-    process: Child,
-    socket: OwnedFd,
-    cancel: OwnedFd,
-    /// Number of the request under way, or the last.
-    sequence: u32,
-}
-
-#[derive(Debug)]
-struct Dying {
-    process: Child,
-    /// Readable once the process has ended.
-    pidfd: OwnedFd,
-}
-
-impl Embedded {
-    /// An embedded TPM; its worker is started by the first [`Backend::initialize`].
-    #[must_use]
-    pub fn new(config: EmbeddedConfig) -> Self {
-        Self {
-            config,
-            worker: None,
-            dying: None,
-            initialize_waits: false,
-            new_descriptor: false,
-            started_before: false,
-            frame: Vec::with_capacity(MAX_FRAME),
-            buffer: vec![0; MAX_FRAME],
-        }
+impl Task for EmbeddedTpm {
+    fn start(&self) -> (Request<'_>, Vec<BorrowedFd<'_>>) {
+        (Request::Start(self.version), self.state.iter().flat_map(StateFolder::descriptors).collect())
     }
 
-    fn start_worker(&mut self) -> io::Result<()> {
-        let (socket, theirs) = frame::socket_pair()?;
-        let (cancel, their_cancel) = frame::socket_pair()?;
-        for ours in [&socket, &cancel] {
-            fcntl(ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        }
-        let process = Command::new(&self.config.program)
-            .arg0(env!("CARGO_PKG_NAME"))
-            .arg(SUBCOMMAND)
-            .args(["--log-level", &self.config.log_level.as_str().to_ascii_lowercase()])
-            .current_dir("/")
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            // What a terminal sends to a whole group of processes is for the server only.
-            .process_group(0)
-            .spawn()?;
-        log::debug!("worker process {} started", process.id());
-        if self.started_before && self.config.state.is_none() {
+    fn begins_again(&self) {
+        if self.state.is_none() {
             log::error!(
                 "the TPM's keys and NV contents are lost with its process, and a new TPM takes its place; with --state-dir it would have kept them"
             );
         }
-        self.started_before = true;
-        self.new_descriptor = true;
-        let worker = self.worker.insert(Worker { process, socket, cancel, sequence: 0 });
-        let mut descriptors = vec![their_cancel.as_fd()];
-        descriptors.extend(self.config.state.iter().flat_map(StateFolder::descriptors));
-        Ok(worker.send(Request::Start(self.config.version), &mut self.frame, &descriptors)?)
-    }
-
-    fn begin(&mut self, request: Request<'_>) -> Result<(), BackendError> {
-        let Some(worker) = &mut self.worker else {
-            return Err(BackendError::Gone("its process does not run".to_owned()));
-        };
-        worker.send(request, &mut self.frame, &[]).map_err(|errno| self.lost(&format!("cannot write to it: {errno}")))
-    }
-
-    /// Gives up the worker and says why.
-    fn lost(&mut self, reason: &str) -> BackendError {
-        self.kill();
-        BackendError::Gone(reason.to_owned())
-    }
-
-    /// Whether a killed process has ended.
-    fn is_buried(&mut self) -> bool {
-        let Some(dying) = &mut self.dying else { return true };
-        if let Ok(None) = dying.process.try_wait() {
-            return false;
-        }
-        self.dying = None;
-        true
-    }
-}
-
-impl Worker {
-    fn send(&mut self, request: Request<'_>, frame: &mut Vec<u8>, descriptors: &[BorrowedFd<'_>]) -> nix::Result<()> {
-        self.sequence = self.sequence.wrapping_add(1);
-        request.encode(self.sequence, frame);
-        frame::send(self.socket.as_fd(), frame, descriptors)
-    }
-}
-
-impl Backend for Embedded {
-    fn initialize(&mut self) -> Result<(), BackendError> {
-        if self.worker.is_none() {
-            if !self.is_buried() {
-                self.initialize_waits = true;
-                return Ok(());
-            }
-            if let Err(error) = self.start_worker() {
-                return Err(self.lost(&format!("cannot start its process: {error}")));
-            }
-        }
-        self.begin(Request::Initialize)
-    }
-
-    fn execute(&mut self, locality: Locality, command: &[u8]) -> Result<(), BackendError> {
-        self.begin(Request::Execute(locality, command))
-    }
-
-    fn reset_established(&mut self, locality: Locality) -> Result<(), BackendError> {
-        self.begin(Request::ResetEstablished(locality))
-    }
-
-    fn terminate(&mut self) -> Result<(), BackendError> {
-        self.begin(Request::Terminate)
-    }
-
-    fn cancel(&mut self) {
-        if let Some(worker) = &self.worker {
-            // A full socket holds requests to cancel this same command.
-            if let Err(errno) = frame::send_cancel(&worker.cancel, worker.sequence) {
-                log::debug!("cancelling is not possible: {errno}");
-            }
-        }
-    }
-
-    fn poll(&mut self, response: &mut Vec<u8>) -> Option<Result<Done, BackendError>> {
-        if !self.is_buried() {
-            return None;
-        }
-        if std::mem::take(&mut self.initialize_waits) {
-            return self.initialize().err().map(Err);
-        }
-        let worker = self.worker.as_mut()?;
-        let frame = match frame::receive(worker.socket.as_fd(), &mut self.buffer) {
-            Ok([]) => {
-                // Usually it has ended already, and can say how.
-                let status = worker.process.try_wait().ok().flatten();
-                let status = status.map_or_else(String::new, |status| format!(" and ended with {status}"));
-                return Some(Err(self.lost(&format!("its process has closed its socket{status}"))));
-            }
-            Ok(frame) => frame,
-            Err(Errno::EAGAIN) => return None,
-            Err(errno) => return Some(Err(self.lost(&format!("cannot read from it: {errno}")))),
-        };
-        Some(match Reply::decode(frame) {
-            Ok((sequence, _)) if sequence != worker.sequence => {
-                let expected = worker.sequence;
-                Err(self.lost(&format!("it answered request {sequence}, and {expected} was asked")))
-            }
-            Ok((_, Reply::Done { established })) => Ok(Done::Control { established }),
-            Ok((_, Reply::Response(bytes))) => {
-                response.clear();
-                response.extend_from_slice(bytes);
-                Ok(Done::Response)
-            }
-            // From a process that may have been taken over: no control characters in the log.
-            Ok((_, Reply::Failed(text))) => Err(BackendError::Refused(text.escape_debug().take(1000).collect())),
-            Err(error) => Err(self.lost(&error.to_string())),
-        })
-    }
-
-    fn kill(&mut self) {
-        self.initialize_waits = false;
-        let Some(mut worker) = self.worker.take() else { return };
-        // It fails only for a process that has ended.
-        let _ = worker.process.kill();
-        if let Ok(Some(_)) = worker.process.try_wait() {
-            return;
-        }
-        // It may take its time to end, for example while a disk does not answer; so it is not waited for here.
-        let pid = i32::try_from(worker.process.id()).ok().and_then(Pid::from_raw);
-        match pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
-            Some(Ok(pidfd)) => {
-                self.dying = Some(Dying { process: worker.process, pidfd });
-                self.new_descriptor = true;
-            }
-            // Without a descriptor to wait for (Linux before 5.3, or none left) there is only this.
-            _ => drop(worker.process.wait()),
-        }
-    }
-
-    fn is_gone(&self) -> bool {
-        self.worker.is_none() && self.dying.is_none()
-    }
-
-    fn take_new_descriptor(&mut self) -> Option<BorrowedFd<'_>> {
-        if !std::mem::take(&mut self.new_descriptor) {
-            return None;
-        }
-        match (&self.dying, &self.worker) {
-            (Some(dying), _) => Some(dying.pidfd.as_fd()),
-            (None, worker) => worker.as_ref().map(|worker| worker.socket.as_fd()),
-        }
-    }
-}
-
-impl Drop for Embedded {
-    fn drop(&mut self) {
-        self.kill();
     }
 }

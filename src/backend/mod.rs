@@ -3,7 +3,9 @@
 //! A backend works for an event loop: an operation is begun and returns at once; when the backend's descriptor becomes
 //! readable, [`Backend::poll`] says what has ended. One operation is under way at a time - the engine sees to that.
 
+mod child;
 pub mod embedded;
+pub mod worker;
 
 use std::os::fd::BorrowedFd;
 
@@ -78,6 +80,6 @@ pub trait Backend {
     fn is_gone(&self) -> bool;
 
     /// What becomes readable when [`poll`](Self::poll) has something to say, if that has changed since this was last
-    /// asked. To be asked after each other method.
+    /// asked. To be asked after each other method, until there is no more: a TPM may have several.
     fn take_new_descriptor(&mut self) -> Option<BorrowedFd<'_>>;
 }

@@ -12,7 +12,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::device_args::{DeviceArgs, description_of};
 use super::{log_level, ready, signals, start_log};
 use crate::acpi::TpmDevice as DeviceDescription;
-use crate::backend::embedded::{Embedded, EmbeddedConfig};
+use crate::backend::embedded::{Embedded, EmbeddedTpm};
+use crate::backend::worker::WorkerConfig;
 use crate::description::Description;
 use crate::device::TpmDevice;
 use crate::engine::{Engine, Wakeup};
@@ -200,8 +201,8 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         Endpoint::Path(path) => log::info!("listening on {}", path.display()),
         Endpoint::Descriptor(fd) => log::info!("serving descriptor {fd}"),
     }
-    let program = PathBuf::from("/proc/self/exe");
-    let backend = Embedded::new(EmbeddedConfig { version, state, program, log_level: config.log_level });
+    let worker = WorkerConfig { program: PathBuf::from("/proc/self/exe"), log_level: config.log_level };
+    let backend = Embedded::new(EmbeddedTpm { version, state }, worker);
     let mut engine = Engine::new(Box::new(backend), Platform::new(version, config.startup), Some(wakeup));
     engine.on_first_start(ready::announce);
     let mut device = TpmDevice::new(config.device.identity, config.registers, engine, config.reset_on_connect);

@@ -488,14 +488,16 @@ impl Engine {
         }
     }
 
-    /// Waits for the descriptor that the backend now has. A closed one leaves the registry by itself.
+    /// Waits for the descriptors that the backend now has. A closed one leaves the registry by itself.
     fn watch(&mut self) -> Result<(), BackendError> {
-        let (Some(descriptor), Some(wakeup)) = (self.backend.take_new_descriptor(), &self.wakeup) else {
-            return Ok(());
-        };
-        let registered =
-            wakeup.registry.register(&mut SourceFd(&descriptor.as_raw_fd()), wakeup.token, Interest::READABLE);
-        registered.map_err(|error| BackendError::Gone(format!("cannot wait for its process: {error}")))
+        let Some(wakeup) = &self.wakeup else { return Ok(()) };
+        while let Some(descriptor) = self.backend.take_new_descriptor() {
+            wakeup
+                .registry
+                .register(&mut SourceFd(&descriptor.as_raw_fd()), wakeup.token, Interest::READABLE)
+                .map_err(|error| BackendError::Gone(format!("cannot wait for its process: {error}")))?;
+        }
+        Ok(())
     }
 }
 
