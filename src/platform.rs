@@ -36,6 +36,8 @@ pub enum StartupPolicy {
     Clear,
     /// A firmware that knows the device does.
     None,
+    /// The host's firmware has done it, and the host shuts the TPM down: it is not ours to start, close or shut down.
+    Host,
 }
 
 /// One command that the platform sends.
@@ -89,7 +91,7 @@ impl Platform {
     pub fn startup(&mut self) -> Result<Vec<Step>, getrandom::Error> {
         self.shut_down_by_guest = false;
         Ok(match (self.policy, self.version) {
-            (StartupPolicy::None, _) => Vec::new(),
+            (StartupPolicy::None | StartupPolicy::Host, _) => Vec::new(),
             (StartupPolicy::Clear, TpmVersion::V1_2) => {
                 let presence = |value| command(TPM_TAG_RQU_COMMAND, TSC_ORD_PHYSICAL_PRESENCE, &[value]);
                 vec![
@@ -130,6 +132,7 @@ impl Platform {
             // TPM2_Shutdown(STATE) is for a TPM2_Startup(STATE), which we never send.
             StartupPolicy::Clear => command == shutdown_clear(),
             StartupPolicy::None => Header::parse(command).is_some_and(|header| header.code == TPM_CC_SHUTDOWN),
+            StartupPolicy::Host => false,
         };
     }
 
@@ -145,11 +148,12 @@ impl Platform {
     /// authorization, and after some of them locks out (TPM 2.0 Library Part 1, dictionary attack protection).
     #[must_use]
     pub fn shutdown(&self) -> Option<Step> {
-        match self.version {
+        match (self.policy, self.version) {
+            (StartupPolicy::Host, _) => None,
             // TPM 1.2 keeps nothing that is lost: TPM_SaveState is for a resume only.
-            TpmVersion::V1_2 => None,
-            TpmVersion::V2_0 if self.shut_down_by_guest => None,
-            TpmVersion::V2_0 => Some(Step { name: "TPM2_Shutdown(CLEAR)", command: shutdown_clear() }),
+            (_, TpmVersion::V1_2) => None,
+            (_, TpmVersion::V2_0) if self.shut_down_by_guest => None,
+            (_, TpmVersion::V2_0) => Some(Step { name: "TPM2_Shutdown(CLEAR)", command: shutdown_clear() }),
         }
     }
 }
@@ -197,6 +201,17 @@ mod tests {
     #[test]
     fn a_firmware_that_knows_the_device_is_left_its_work() {
         assert!(Platform::new(TpmVersion::V2_0, StartupPolicy::None).startup().unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_hosts_tpm_is_neither_started_up_nor_closed_nor_shut_down() {
+        for version in [TpmVersion::V1_2, TpmVersion::V2_0] {
+            let mut platform = Platform::new(version, StartupPolicy::Host);
+            assert!(platform.startup().unwrap().is_empty());
+            platform.guest_runs(&[0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 8]);
+            platform.guest_ran(&OK);
+            assert_eq!(platform.shutdown(), None);
+        }
     }
 
     #[test]

@@ -141,8 +141,10 @@ pub enum Fault {
     /// The command's size field is under a header or over the buffer: `TPM_RC_COMMAND_SIZE` (2.0),
     /// `TPM_BAD_PARAM_SIZE` (1.2).
     CommandSize,
-    /// The command was cancelled before it began: `TPM_RC_CANCELED` (2.0), `TPM_FAIL` (1.2 has no code for it).
+    /// The command was cancelled: `TPM_RC_CANCELED` (2.0), `TPM_FAIL` (1.2 has no code for it).
     Canceled,
+    /// Commands from this locality are not taken: `TPM_RC_LOCALITY` (2.0), `TPM_BAD_LOCALITY` (1.2).
+    Locality,
 }
 
 /// The well-formed, header-only response with which a TPM of `version` reports `fault`.
@@ -152,8 +154,10 @@ pub fn fault_response(version: TpmVersion, fault: Fault) -> [u8; HEADER_SIZE] {
         (TpmVersion::V2_0, Fault::Failure) => (0x8001, 0x101),
         (TpmVersion::V2_0, Fault::CommandSize) => (0x8001, 0x142),
         (TpmVersion::V2_0, Fault::Canceled) => (0x8001, 0x909),
+        (TpmVersion::V2_0, Fault::Locality) => (0x8001, 0x907),
         (TpmVersion::V1_2, Fault::Failure | Fault::Canceled) => (0x00c4, 0x09),
         (TpmVersion::V1_2, Fault::CommandSize) => (0x00c4, 0x19),
+        (TpmVersion::V1_2, Fault::Locality) => (0x00c4, 0x3d),
     };
     Header { tag, size: 10, code }.to_bytes()
 }

@@ -1,7 +1,4 @@
-//! Cancelling a running command.
-//!
-//! libtpms clears its cancel flag when it begins a command, and looks at it from time to time. A request to cancel may
-//! therefore come too early and be lost; so it is repeated until the command it names has ended.
+//! Cancelling a running command: a thread that stays responsive while the command has the other.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +9,19 @@ use super::libtpms;
 
 /// How long the thread sleeps between two requests to cancel.
 const INTERVAL: Duration = Duration::from_millis(1);
+
+/// How a command is cancelled.
+#[derive(Debug)]
+pub(super) enum Cancel {
+    /// libtpms clears its cancel flag when it begins a command, and looks at it from time to time. A request may
+    /// therefore come too early and be lost; so it is repeated until the command that it names has ended.
+    Library,
+    /// The file by which Linux cancels what a chip does - whatever that is: the kernel's own command, if ours has just
+    /// ended. So it is written once for a command. Since Linux 5.1 that waits for the command to end; nobody waits for us.
+    File(OwnedFd),
+    /// Not at all.
+    Impossible,
+}
 
 /// The sequence number of the last command that ended. Sequence numbers grow by one and may wrap.
 #[derive(Clone, Debug, Default)]
@@ -41,18 +51,37 @@ impl Ended {
 }
 
 /// Starts the thread. It ends with the process, or when the other side closes `socket`.
-pub(super) fn start(socket: OwnedFd, ended: Ended) -> std::io::Result<()> {
+pub(super) fn start(socket: OwnedFd, ended: Ended, how: Cancel) -> std::io::Result<()> {
     let thread = std::thread::Builder::new().name("cancel".to_owned()).stack_size(64 << 10);
     thread.spawn(move || {
         let mut buffer = [0; 4];
+        let mut written_for = None;
         while let Ok(message) = frame::receive(socket.as_fd(), &mut buffer) {
             let Ok(sequence) = message.try_into().map(u32::from_ne_bytes) else { break };
-            while ended.cancel_unless_ended(sequence, libtpms::cancel_command) {
-                std::thread::sleep(INTERVAL);
+            match &how {
+                Cancel::Library => {
+                    while ended.cancel_unless_ended(sequence, libtpms::cancel_command) {
+                        std::thread::sleep(INTERVAL);
+                    }
+                }
+                Cancel::File(file) => {
+                    if written_for.replace(sequence) != Some(sequence) {
+                        ended.cancel_unless_ended(sequence, || write_to(file));
+                    }
+                }
+                Cancel::Impossible => {}
             }
         }
     })?;
     Ok(())
+}
+
+/// Any byte will do.
+fn write_to(file: &OwnedFd) {
+    match nix::unistd::write(file, b"1") {
+        Ok(_) => log::debug!("the cancel file was written"),
+        Err(errno) => log::warn!("cannot write to the cancel file: {errno}"),
+    }
 }
 
 #[cfg(test)]

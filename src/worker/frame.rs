@@ -12,12 +12,12 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recv
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::tpm::{BUFFER_SIZE, Locality, TpmVersion};
+use crate::tpm::{BUFFER_SIZE, HEADER_SIZE, Locality, TpmVersion};
 
 /// Bytes in the largest frame.
 pub const MAX_FRAME: usize = size_of::<FrameHeader>() + BUFFER_SIZE;
 
-/// Most descriptors that come with a frame: cancel socket, state folder, lock.
+/// Most descriptors that come with a frame: cancel socket, state folder, lock; or cancel socket, device, cancel file.
 const MAX_DESCRIPTORS: usize = 3;
 
 const START: u8 = 0x01;
@@ -25,6 +25,7 @@ const INITIALIZE: u8 = 0x02;
 const EXECUTE: u8 = 0x03;
 const RESET_ESTABLISHED: u8 = 0x04;
 const TERMINATE: u8 = 0x05;
+const START_DEVICE: u8 = 0x06;
 const DONE: u8 = 0x81;
 const RESPONSE: u8 = 0x82;
 const FAILED: u8 = 0x83;
@@ -33,7 +34,7 @@ const FAILED: u8 = 0x83;
 #[repr(C)]
 struct FrameHeader {
     kind: u8,
-    /// Locality of a request, `established` of DONE, TPM version of START.
+    /// Locality of a request, `established` of DONE, TPM version of START and START_DEVICE.
     detail: u8,
     zero: [u8; 2],
     sequence: u32,
@@ -45,6 +46,9 @@ pub enum Request<'a> {
     /// The first frame, never answered. With it come the cancel socket and, unless the TPM is ephemeral, the state
     /// folder and its lock.
     Start(TpmVersion),
+    /// The first frame for a TPM that is a device of the host, never answered. With it come the cancel socket, the device
+    /// and, if there is one, the file that cancels its command.
+    StartDevice(DeviceProperties),
     /// `_TPM_Init`: power off, if on, and on again. Answered by [`Reply::Done`].
     Initialize,
     /// Run a command at a locality. Answered by [`Reply::Response`].
@@ -53,6 +57,15 @@ pub enum Request<'a> {
     ResetEstablished(Locality),
     /// Power off. Answered by [`Reply::Done`].
     Terminate,
+}
+
+/// What is known of a TPM that is a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceProperties {
+    /// In which version's words it is to be answered for it.
+    pub version: TpmVersion,
+    /// Bytes in the largest command that it takes, [`HEADER_SIZE`] to [`BUFFER_SIZE`].
+    pub command_size: u16,
 }
 
 /// What the worker answers.
@@ -82,9 +95,13 @@ pub struct FrameError {
 impl<'a> Request<'a> {
     /// The request in a frame.
     pub fn encode(self, sequence: u32, frame: &mut Vec<u8>) {
+        let size;
         let (kind, detail, payload): (_, _, &[u8]) = match self {
-            Self::Start(TpmVersion::V1_2) => (START, 1, &[]),
-            Self::Start(TpmVersion::V2_0) => (START, 2, &[]),
+            Self::Start(version) => (START, version_number(version), &[]),
+            Self::StartDevice(DeviceProperties { version, command_size }) => {
+                size = command_size.to_ne_bytes();
+                (START_DEVICE, version_number(version), &size)
+            }
             Self::Initialize => (INITIALIZE, 0, &[]),
             Self::Execute(locality, command) => (EXECUTE, locality.number(), command),
             Self::ResetEstablished(locality) => (RESET_ESTABLISHED, locality.number(), &[]),
@@ -102,11 +119,8 @@ impl<'a> Request<'a> {
         let (header, payload) = get(frame).ok_or_else(error)?;
         let locality = || Locality::new(header.detail);
         let request = match (header.kind, payload.is_empty()) {
-            (START, true) => match header.detail {
-                1 => Some(Self::Start(TpmVersion::V1_2)),
-                2 => Some(Self::Start(TpmVersion::V2_0)),
-                _ => None,
-            },
+            (START, true) => version(header.detail).map(Self::Start),
+            (START_DEVICE, false) => DeviceProperties::decode(header.detail, payload).map(Self::StartDevice),
             (INITIALIZE, true) => Some(Self::Initialize),
             (EXECUTE, false) => locality().map(|locality| Self::Execute(locality, payload)),
             (RESET_ESTABLISHED, true) => locality().map(Self::ResetEstablished),
@@ -114,6 +128,29 @@ impl<'a> Request<'a> {
             _ => None,
         };
         Ok((header.sequence, request.ok_or_else(error)?))
+    }
+}
+
+impl DeviceProperties {
+    fn decode(detail: u8, payload: &[u8]) -> Option<Self> {
+        let command_size = u16::from_ne_bytes(payload.try_into().ok()?);
+        let possible = (HEADER_SIZE..=BUFFER_SIZE).contains(&usize::from(command_size));
+        possible.then_some(Self { version: version(detail)?, command_size })
+    }
+}
+
+fn version_number(version: TpmVersion) -> u8 {
+    match version {
+        TpmVersion::V1_2 => 1,
+        TpmVersion::V2_0 => 2,
+    }
+}
+
+fn version(number: u8) -> Option<TpmVersion> {
+    match number {
+        1 => Some(TpmVersion::V1_2),
+        2 => Some(TpmVersion::V2_0),
+        _ => None,
     }
 }
 
@@ -240,6 +277,7 @@ mod tests {
         vec![
             Request::Start(TpmVersion::V1_2),
             Request::Start(TpmVersion::V2_0),
+            Request::StartDevice(DeviceProperties { version: TpmVersion::V1_2, command_size: 1024 }),
             Request::Initialize,
             Request::Execute(Locality::FOUR, &[7; BUFFER_SIZE]),
             Request::ResetEstablished(Locality::ZERO),
@@ -276,6 +314,15 @@ mod tests {
         Request::Execute(Locality::ZERO, &[0; 10]).encode(1, &mut frame);
         frame[1] = 5;
         assert!(Request::decode(&frame).is_err());
+    }
+
+    #[test]
+    fn a_device_that_takes_no_header_or_more_than_the_buffer_is_refused() {
+        let mut frame = Vec::new();
+        for command_size in [0, 9, 4097] {
+            Request::StartDevice(DeviceProperties { version: TpmVersion::V2_0, command_size }).encode(1, &mut frame);
+            assert!(Request::decode(&frame).is_err());
+        }
     }
 
     #[test]

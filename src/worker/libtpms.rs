@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::libc;
 
 use super::nvram::Nvram;
+use super::process::HeldTpm;
 use crate::state::Blob;
 use crate::tpm::{BUFFER_SIZE, Locality, TpmVersion};
 
@@ -84,13 +85,15 @@ impl Tpm {
         }
         Ok(Self { powered: false, thread: PhantomData })
     }
+}
 
+impl HeldTpm for Tpm {
     /// `_TPM_Init`: ends the TPM, if it runs, and starts it from its stored state, or manufactures a new one if there
     /// is none.
     ///
     /// # Errors
     /// What stopped it, for the log: above all a state that cannot be read.
-    pub(super) fn initialize(&mut self) -> Result<(), String> {
+    fn initialize(&mut self) -> Result<(), String> {
         self.terminate();
         with_host(|host| host.nvram.begin());
         self.powered = true;
@@ -114,7 +117,7 @@ impl Tpm {
     }
 
     /// Ends the TPM without a word to it, as when power is cut.
-    pub(super) fn terminate(&mut self) {
+    fn terminate(&mut self) {
         if std::mem::take(&mut self.powered) {
             // SAFETY: a TPM was started.
             unsafe { ffi::TPMLIB_Terminate() }
@@ -125,7 +128,7 @@ impl Tpm {
     ///
     /// # Errors
     /// If no TPM runs, or if the library gives no response; a text for the log.
-    pub(super) fn process(&mut self, locality: Locality, command: &[u8], response: &mut Vec<u8>) -> Result<(), String> {
+    fn process(&mut self, locality: Locality, command: &[u8], response: &mut Vec<u8>) -> Result<(), String> {
         response.clear();
         if !self.powered {
             return Err("no TPM runs".to_owned());
@@ -151,7 +154,7 @@ impl Tpm {
     }
 
     /// The TPM's `tpmEstablished` flag; false when no TPM runs.
-    pub(super) fn established(&self) -> bool {
+    fn established(&self) -> bool {
         let mut established = 0;
         // SAFETY: a TPM runs; the flag is written through a valid pointer.
         self.powered && unsafe { ffi::TPM_IO_TpmEstablished_Get(&raw mut established) } == 0 && established != 0
@@ -161,7 +164,7 @@ impl Tpm {
     ///
     /// # Errors
     /// The library's refusal, for the log.
-    pub(super) fn reset_established(&mut self, locality: Locality) -> Result<(), String> {
+    fn reset_established(&mut self, locality: Locality) -> Result<(), String> {
         if !self.powered {
             return Err("no TPM runs".to_owned());
         }

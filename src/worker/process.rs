@@ -1,7 +1,7 @@
 //! The loop of the worker process.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -10,12 +10,13 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use thiserror::Error;
 
-use super::cancel::{self, Ended};
+use super::cancel::{self, Cancel, Ended};
+use super::device::DeviceTpm;
 use super::frame::{self, FrameError, MAX_FRAME, Reply, Request};
 use super::libtpms::Tpm;
 use super::nvram::Nvram;
 use crate::state::StateFolder;
-use crate::tpm::TpmVersion;
+use crate::tpm::{Locality, TpmVersion};
 
 /// Why the worker cannot go on. It then ends, and the server sees its socket closed.
 #[derive(Debug, Error)]
@@ -27,14 +28,41 @@ pub enum WorkerError {
     #[error("the server broke the worker's protocol")]
     Frame(#[from] FrameError),
     /// The first frame was not what it must be.
-    #[error("the server's first frame must be START with one descriptor or three")]
+    #[error("the server's first frame must be START or START_DEVICE with the descriptors that belong to it")]
     NotStarted,
-    /// The library is not usable.
+    /// The library or the device is not usable.
     #[error("{0}")]
-    Library(String),
+    Tpm(String),
     /// The process could not be prepared.
     #[error("cannot prepare the worker process")]
     Process(#[from] io::Error),
+}
+
+/// The TPM that the worker holds: libtpms, or a device of the host.
+pub(super) trait HeldTpm {
+    /// `_TPM_Init`, as far as it is ours to give.
+    ///
+    /// # Errors
+    /// What stopped it, for the log.
+    fn initialize(&mut self) -> Result<(), String>;
+
+    /// Ends the TPM without a word to it, as when power is cut.
+    fn terminate(&mut self);
+
+    /// Runs one command and puts its response into `response`.
+    ///
+    /// # Errors
+    /// Why there is no response, for the log.
+    fn process(&mut self, locality: Locality, command: &[u8], response: &mut Vec<u8>) -> Result<(), String>;
+
+    /// The TPM's `tpmEstablished` flag.
+    fn established(&self) -> bool;
+
+    /// Clears the `tpmEstablished` flag, if the TPM lets `locality` do so.
+    ///
+    /// # Errors
+    /// The refusal, for the log.
+    fn reset_established(&mut self, locality: Locality) -> Result<(), String>;
 }
 
 /// Runs the worker on `socket` until the server closes it.
@@ -44,19 +72,8 @@ pub enum WorkerError {
 pub fn run(socket: BorrowedFd<'_>) -> Result<(), WorkerError> {
     prepare()?;
     let mut buffer = vec![0; MAX_FRAME];
-    let Some((version, descriptors)) = receive_start(socket, &mut buffer)? else { return Ok(()) };
     let ended = Ended::default();
-    let folder = match descriptors {
-        Descriptors::Ephemeral { cancel } => {
-            cancel::start(cancel, ended.clone())?;
-            None
-        }
-        Descriptors::Stateful { cancel, dir, lock } => {
-            cancel::start(cancel, ended.clone())?;
-            Some(StateFolder::shared(dir, lock))
-        }
-    };
-    let mut tpm = Tpm::new(version, Nvram::new(version, folder)).map_err(WorkerError::Library)?;
+    let Some(mut tpm) = receive_start(socket, &mut buffer, &ended)? else { return Ok(()) };
     let (mut response, mut reply) = (Vec::with_capacity(MAX_FRAME), Vec::with_capacity(MAX_FRAME));
     loop {
         let frame = frame::receive(socket, &mut buffer).map_err(WorkerError::Socket)?;
@@ -65,7 +82,7 @@ pub fn run(socket: BorrowedFd<'_>) -> Result<(), WorkerError> {
             return Ok(());
         }
         let (sequence, request) = Request::decode(frame)?;
-        match answer(&mut tpm, request, &mut response) {
+        match answer(&mut *tpm, request, &mut response) {
             Ok(answer) => answer.encode(sequence, &mut reply),
             Err(text) => Reply::Failed(&text).encode(sequence, &mut reply),
         }
@@ -75,9 +92,9 @@ pub fn run(socket: BorrowedFd<'_>) -> Result<(), WorkerError> {
 }
 
 /// Carries out one request.
-fn answer<'a>(tpm: &mut Tpm, request: Request<'_>, response: &'a mut Vec<u8>) -> Result<Reply<'a>, String> {
+fn answer<'a>(tpm: &mut dyn HeldTpm, request: Request<'_>, response: &'a mut Vec<u8>) -> Result<Reply<'a>, String> {
     match request {
-        Request::Start(_) => return Err("START came twice".to_owned()),
+        Request::Start(_) | Request::StartDevice(_) => return Err("START came twice".to_owned()),
         Request::Initialize => tpm.initialize()?,
         Request::Execute(locality, command) => {
             tpm.process(locality, command, response)?;
@@ -89,27 +106,36 @@ fn answer<'a>(tpm: &mut Tpm, request: Request<'_>, response: &'a mut Vec<u8>) ->
     Ok(Reply::Done { established: tpm.established() })
 }
 
-enum Descriptors {
-    Ephemeral { cancel: OwnedFd },
-    Stateful { cancel: OwnedFd, dir: OwnedFd, lock: OwnedFd },
-}
-
-fn receive_start(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<(TpmVersion, Descriptors)>, WorkerError> {
+/// Takes the first frame, and begins to hold the TPM that it describes.
+fn receive_start(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    ended: &Ended,
+) -> Result<Option<Box<dyn HeldTpm>>, WorkerError> {
     let (frame, descriptors) = frame::receive_start(socket.as_fd(), buffer).map_err(WorkerError::Socket)?;
     if frame.is_empty() {
         return Ok(None);
     }
     let (_, request) = Request::decode(frame)?;
     let mut descriptors = descriptors.into_iter();
-    let descriptors = match (descriptors.next(), descriptors.next(), descriptors.next()) {
-        (Some(cancel), None, None) => Some(Descriptors::Ephemeral { cancel }),
-        (Some(cancel), Some(dir), Some(lock)) => Some(Descriptors::Stateful { cancel, dir, lock }),
-        _ => None,
+    let Some(cancel_socket) = descriptors.next() else { return Err(WorkerError::NotStarted) };
+    let (tpm, cancel): (Box<dyn HeldTpm>, _) = match (request, descriptors.next(), descriptors.next()) {
+        (Request::Start(version), None, None) => (library(version, None)?, Cancel::Library),
+        (Request::Start(version), Some(dir), Some(lock)) => {
+            (library(version, Some(StateFolder::shared(dir, lock)))?, Cancel::Library)
+        }
+        (Request::StartDevice(properties), Some(device), cancel_file) => (
+            Box::new(DeviceTpm::new(device, properties).map_err(WorkerError::Tpm)?),
+            cancel_file.map_or(Cancel::Impossible, Cancel::File),
+        ),
+        _ => return Err(WorkerError::NotStarted),
     };
-    match (request, descriptors) {
-        (Request::Start(version), Some(descriptors)) => Ok(Some((version, descriptors))),
-        _ => Err(WorkerError::NotStarted),
-    }
+    cancel::start(cancel_socket, ended.clone(), cancel)?;
+    Ok(Some(tpm))
+}
+
+fn library(version: TpmVersion, folder: Option<StateFolder>) -> Result<Box<dyn HeldTpm>, WorkerError> {
+    Ok(Box::new(Tpm::new(version, Nvram::new(version, folder)).map_err(WorkerError::Tpm)?))
 }
 
 /// The worker ends with its server and by nothing else: a signal sent to all processes of a service or a terminal must
