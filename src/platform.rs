@@ -149,9 +149,8 @@ impl Platform {
     #[must_use]
     pub fn shutdown(&self) -> Option<Step> {
         match (self.policy, self.version) {
-            (StartupPolicy::Host, _) => None,
             // TPM 1.2 keeps nothing that is lost: TPM_SaveState is for a resume only.
-            (_, TpmVersion::V1_2) => None,
+            (StartupPolicy::Host, _) | (_, TpmVersion::V1_2) => None,
             (_, TpmVersion::V2_0) if self.shut_down_by_guest => None,
             (_, TpmVersion::V2_0) => Some(Step { name: "TPM2_Shutdown(CLEAR)", command: shutdown_clear() }),
         }

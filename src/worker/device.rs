@@ -117,8 +117,7 @@ impl HeldTpm for DeviceTpm {
             Fault::CommandSize
         } else {
             let device = match &self.device {
-                Device::Exclusive(device) => device,
-                Device::Shared { opened: Some(device), .. } => device,
+                Device::Exclusive(device) | Device::Shared { opened: Some(device), .. } => device,
                 Device::Shared { opened: None, .. } => return Err("the TPM's device is not open".to_owned()),
             };
             match transact(device.as_fd(), command, response) {

@@ -19,6 +19,7 @@ mod libtpms;
 mod nvram;
 mod process;
 
+pub(crate) use device::open_path_descriptor;
 pub use process::{WorkerError, run};
 
 /// The hidden subcommand that makes this program a worker.
