@@ -1,6 +1,6 @@
 //! Serving the TPM: the program without a subcommand.
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -12,7 +12,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::device_args::{DeviceArgs, description_of};
 use super::{log_level, ready, signals, start_log};
 use crate::acpi::TpmDevice as DeviceDescription;
+use crate::backend::Backend;
 use crate::backend::embedded::{Embedded, EmbeddedTpm};
+use crate::backend::passthrough::{HostTpm, PROBE_LIMIT, Passthrough};
 use crate::backend::worker::WorkerConfig;
 use crate::description::Description;
 use crate::device::TpmDevice;
@@ -51,6 +53,14 @@ pub(super) struct TpmArgs {
     #[arg(long, value_enum, default_value = "embedded")]
     backend: BackendKind,
 
+    /// The host's TPM, for --backend=passthrough: /dev/tpm0, for the guest alone, or /dev/tpmrm0, shared with the host
+    #[arg(long, value_name = "PATH", conflicts_with = "state_dir")]
+    tpm_path: Option<PathBuf>,
+
+    /// The file that cancels the commands of the host's TPM, if it is not the one that the kernel has for it
+    #[arg(long, value_name = "PATH", requires = "tpm_path")]
+    cancel_path: Option<PathBuf>,
+
     #[command(flatten)]
     pub(super) device: DeviceArgs,
 
@@ -88,6 +98,8 @@ struct SocketArgs {
 pub(super) enum BackendKind {
     /// libtpms in a process of its own, nothing else to start
     Embedded,
+    /// A TPM of the host. It is not reset with the VM, and its PCRs are shared with the host
+    Passthrough,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -105,10 +117,18 @@ enum Endpoint {
     Descriptor(RawFd),
 }
 
+/// What is behind the registers.
+#[derive(Debug, PartialEq, Eq)]
+enum BackendConfig {
+    Embedded,
+    Passthrough { tpm_path: PathBuf, cancel_path: Option<PathBuf> },
+}
+
 /// What to serve and how: the arguments, checked against each other. Nothing has been opened yet.
 #[derive(Debug)]
 struct Config {
     endpoint: Endpoint,
+    backend: BackendConfig,
     state_dir: Option<PathBuf>,
     device: DeviceDescription,
     registers: TisConfig,
@@ -124,7 +144,14 @@ impl TryFrom<ServeArgs> for Config {
 
     fn try_from(args: ServeArgs) -> anyhow::Result<Self> {
         let ServeArgs { socket, description, tpm: args, obey_parent_only } = args;
-        let BackendKind::Embedded = args.backend;
+        let backend = match (args.backend, args.tpm_path) {
+            (BackendKind::Embedded, None) => BackendConfig::Embedded,
+            (BackendKind::Passthrough, Some(tpm_path)) => {
+                BackendConfig::Passthrough { tpm_path, cancel_path: args.cancel_path }
+            }
+            (BackendKind::Embedded, Some(_)) => bail!("--tpm-path is for --backend=passthrough"),
+            (BackendKind::Passthrough, None) => bail!("--backend=passthrough needs --tpm-path, as /dev/tpm0"),
+        };
         let device = args.device.device()?;
         let endpoint = match (socket.socket_path, socket.fd) {
             (Some(path), None) => Endpoint::Path(path),
@@ -146,12 +173,14 @@ impl TryFrom<ServeArgs> for Config {
             revision: device.identity.revision_id,
             guest_locality_4: args.guest_locality_4,
         };
-        let startup = match args.startup {
-            StartupKind::Clear => StartupPolicy::Clear,
-            StartupKind::None => StartupPolicy::None,
+        let startup = match (&backend, args.startup) {
+            (BackendConfig::Passthrough { .. }, _) => StartupPolicy::Host,
+            (BackendConfig::Embedded, StartupKind::Clear) => StartupPolicy::Clear,
+            (BackendConfig::Embedded, StartupKind::None) => StartupPolicy::None,
         };
         Ok(Self {
             endpoint,
+            backend,
             state_dir: args.state_dir,
             device,
             registers,
@@ -164,6 +193,36 @@ impl TryFrom<ServeArgs> for Config {
     }
 }
 
+impl Config {
+    /// Opens what is behind the registers, and asks it what it is. `signals` end the wait for an answer.
+    fn backend(&self, signals: &SignalFd) -> anyhow::Result<Box<dyn Backend>> {
+        let version = self.device.version;
+        let worker = || WorkerConfig { program: PathBuf::from("/proc/self/exe"), log_level: self.log_level };
+        match &self.backend {
+            BackendConfig::Embedded => {
+                let state = self.state_dir.as_deref().map(StateFolder::open).transpose()?;
+                match &self.state_dir {
+                    Some(folder) => log::info!("TPM {version}, its state in {}", folder.display()),
+                    None => {
+                        log::warn!("TPM {version} without --state-dir: its keys and NV contents end with this program");
+                    }
+                }
+                Ok(Box::new(Embedded::new(EmbeddedTpm { version, state }, worker())))
+            }
+            BackendConfig::Passthrough { tpm_path, cancel_path } => {
+                let host = HostTpm::open(tpm_path, cancel_path.as_deref())?;
+                let tpm = host.probe(worker(), PROBE_LIMIT, Some(signals.as_fd()))?;
+                if tpm.version() != version {
+                    let (path, found) = (tpm_path.display(), tpm.version());
+                    bail!("{path} is a TPM {found}, and a TPM {version} was to be served: give --tpm-version={found}");
+                }
+                tpm.warn();
+                Ok(Box::new(Passthrough::new(tpm, worker())))
+            }
+        }
+    }
+}
+
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
     start_log(config.log_level);
@@ -173,7 +232,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .context("cannot receive signals")?;
 
-    let state = config.state_dir.as_deref().map(StateFolder::open).transpose()?;
+    let backend = config.backend(&signals)?;
     let listener = match &config.endpoint {
         Endpoint::Path(path) => {
             // What is in the way of serving comes to light before anything is written; and who can connect finds the
@@ -192,18 +251,12 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     let wakeup = Wakeup { registry: server.registry()?, token: DEVICE_TOKEN };
 
-    let version = config.device.version;
-    match &config.state_dir {
-        Some(folder) => log::info!("TPM {version}, its state in {}", folder.display()),
-        None => log::warn!("TPM {version} without --state-dir: its keys and NV contents end with this program"),
-    }
     match &config.endpoint {
         Endpoint::Path(path) => log::info!("listening on {}", path.display()),
         Endpoint::Descriptor(fd) => log::info!("serving descriptor {fd}"),
     }
-    let worker = WorkerConfig { program: PathBuf::from("/proc/self/exe"), log_level: config.log_level };
-    let backend = Embedded::new(EmbeddedTpm { version, state }, worker);
-    let mut engine = Engine::new(Box::new(backend), Platform::new(version, config.startup), Some(wakeup));
+    let platform = Platform::new(config.device.version, config.startup);
+    let mut engine = Engine::new(backend, platform, Some(wakeup));
     engine.on_first_start(ready::announce);
     let mut device = TpmDevice::new(config.device.identity, config.registers, engine, config.reset_on_connect);
     server.run(&mut device, &signals)?;
@@ -250,6 +303,23 @@ mod tests {
         assert_eq!(config.device.identity, crate::device::identity(0x7666, 0x5450));
         assert!(config.description.is_none() && config.state_dir.is_none());
         assert!(!config.reset_on_connect && !config.registers.guest_locality_4);
+    }
+
+    #[test]
+    fn the_hosts_tpm_is_named_has_no_folder_and_is_never_started_up() {
+        let passthrough = ["--socket-path=/s", "--backend=passthrough", "--tpm-path=/dev/tpm0"];
+        let config = config(&passthrough).unwrap();
+        let backend = BackendConfig::Passthrough { tpm_path: "/dev/tpm0".into(), cancel_path: None };
+        assert_eq!((config.backend, config.startup), (backend, StartupPolicy::Host));
+        for (wrong, expected) in [
+            (&["--socket-path=/s", "--backend=passthrough"][..], "--tpm-path"),
+            (&["--socket-path=/s", "--tpm-path=/dev/tpm0"], "--backend=passthrough"),
+            (&["--socket-path=/s", "--cancel-path=/c"], "--tpm-path"),
+            (&[&passthrough[..], &["--state-dir=/d"]].concat(), "--state-dir"),
+        ] {
+            let error = super::tests::config(wrong).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]
