@@ -5,6 +5,7 @@
 
 mod child;
 pub mod embedded;
+pub mod swtpm;
 pub mod worker;
 
 use std::os::fd::BorrowedFd;
