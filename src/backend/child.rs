@@ -1,11 +1,11 @@
-//! A process that was killed, until it is gone.
+//! A process that was killed or ends by itself, until it is gone.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Child;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// A killed process that may still be there, for example while a disk does not answer. It may still write, so no other
+/// A process that ends and may still be there, for example while a disk does not answer. It may still write, so no other
 /// may be started on its state; and it is never waited for but by its descriptor.
 #[derive(Debug)]
 pub(super) struct Dying {
@@ -19,6 +19,11 @@ impl Dying {
     pub(super) fn kill(mut process: Child) -> Option<Self> {
         // It fails only for a process that has ended.
         let _ = process.kill();
+        Self::ending(process)
+    }
+
+    /// A process that has been asked to end; `None` if it has.
+    pub(super) fn ending(mut process: Child) -> Option<Self> {
         if let Ok(Some(_)) = process.try_wait() {
             return None;
         }
@@ -27,9 +32,15 @@ impl Dying {
             Some(Self { process, pidfd })
         } else {
             // Without a descriptor to wait for (Linux before 5.3, or none left) there is only this.
+            let _ = process.kill();
             drop(process.wait());
             None
         }
+    }
+
+    /// Kills it, if that has not been done yet.
+    pub(super) fn hasten(&mut self) {
+        let _ = self.process.kill();
     }
 
     /// Whether it has ended.

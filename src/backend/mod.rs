@@ -6,6 +6,7 @@
 mod child;
 pub mod embedded;
 pub mod passthrough;
+pub mod swtpm;
 pub mod worker;
 
 use std::os::fd::BorrowedFd;
