@@ -9,17 +9,15 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use super::backend_args::{BackendArgs, BackendConfig};
 use super::device_args::{DeviceArgs, description_of};
 use super::{log_level, ready, signals, start_log};
 use crate::acpi::TpmDevice as DeviceDescription;
-use crate::backend::embedded::{Embedded, EmbeddedTpm};
-use crate::backend::worker::WorkerConfig;
 use crate::description::Description;
 use crate::device::TpmDevice;
 use crate::engine::{Engine, Wakeup};
 use crate::frontend::tis::TisConfig;
 use crate::platform::{Platform, StartupPolicy};
-use crate::state::StateFolder;
 use crate::vfio_user::{DEVICE_TOKEN, Listener, Server, SocketClaim};
 
 #[derive(Debug, Args)]
@@ -42,21 +40,15 @@ pub(super) struct ServeArgs {
 /// Which TPM is served and how, wherever its clients come from.
 #[derive(Debug, Args)]
 pub(super) struct TpmArgs {
-    /// Folder for the TPM's state; it is created if it is missing. Without one, the TPM and its secrets
-    /// are gone when the program ends
-    #[arg(long, value_name = "DIR")]
-    pub(super) state_dir: Option<PathBuf>,
-
-    /// Which TPM is behind the registers
-    #[arg(long, value_enum, default_value = "embedded")]
-    backend: BackendKind,
+    #[command(flatten)]
+    backend: BackendArgs,
 
     #[command(flatten)]
-    pub(super) device: DeviceArgs,
+    device: DeviceArgs,
 
-    /// Who starts the TPM up and closes its platform hierarchy
-    #[arg(long, value_enum, default_value = "clear")]
-    startup: StartupKind,
+    /// Who starts the TPM up and closes its platform hierarchy [default: clear; nobody with --backend=passthrough]
+    #[arg(long, value_enum)]
+    startup: Option<StartupKind>,
 
     /// Reset the TPM whenever a client connects: for VMMs that do not reset the device themselves
     #[arg(long)]
@@ -85,12 +77,6 @@ struct SocketArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum BackendKind {
-    /// libtpms in a process of its own, nothing else to start
-    Embedded,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum StartupKind {
     /// This program: TPM2_Startup(CLEAR), then a random platformAuth that nobody keeps
     Clear,
@@ -109,7 +95,7 @@ enum Endpoint {
 #[derive(Debug)]
 struct Config {
     endpoint: Endpoint,
-    state_dir: Option<PathBuf>,
+    backend: BackendConfig,
     device: DeviceDescription,
     registers: TisConfig,
     description: Option<(Description, PathBuf)>,
@@ -124,8 +110,7 @@ impl TryFrom<ServeArgs> for Config {
 
     fn try_from(args: ServeArgs) -> anyhow::Result<Self> {
         let ServeArgs { socket, description, tpm: args, obey_parent_only } = args;
-        let BackendKind::Embedded = args.backend;
-        let device = args.device.device()?;
+        let (backend, device) = args.backend_and_device()?;
         let endpoint = match (socket.socket_path, socket.fd) {
             (Some(path), None) => Endpoint::Path(path),
             (None, Some(fd)) => Endpoint::Descriptor(fd),
@@ -134,7 +119,7 @@ impl TryFrom<ServeArgs> for Config {
         let description = match (description, &endpoint) {
             (None, _) => None,
             (Some(folder), Endpoint::Path(socket)) => {
-                let config = description_of(device.clone(), socket.clone(), args.state_dir.as_deref());
+                let config = description_of(device.clone(), socket.clone(), backend.source());
                 Some((Description::new(config)?, folder))
             }
             (Some(_), Endpoint::Descriptor(_)) => bail!("--description needs --socket-path: a VMM connects by path"),
@@ -146,13 +131,18 @@ impl TryFrom<ServeArgs> for Config {
             revision: device.identity.revision_id,
             guest_locality_4: args.guest_locality_4,
         };
-        let startup = match args.startup {
-            StartupKind::Clear => StartupPolicy::Clear,
-            StartupKind::None => StartupPolicy::None,
+        let startup = match (&backend, args.startup) {
+            (BackendConfig::Host { .. }, None) => StartupPolicy::Host,
+            (BackendConfig::Host { .. }, Some(_)) => bail!(
+                "--startup does not go with --backend=passthrough: the host has started its TPM up, and nothing else \
+                 but the guest's commands is sent to it"
+            ),
+            (_, None | Some(StartupKind::Clear)) => StartupPolicy::Clear,
+            (_, Some(StartupKind::None)) => StartupPolicy::None,
         };
         Ok(Self {
             endpoint,
-            state_dir: args.state_dir,
+            backend,
             device,
             registers,
             description,
@@ -161,6 +151,15 @@ impl TryFrom<ServeArgs> for Config {
             obey_parent_only,
             log_level: args.log_level,
         })
+    }
+}
+
+impl TpmArgs {
+    /// Which TPM it is, and the device in front of it.
+    pub(super) fn backend_and_device(&self) -> anyhow::Result<(BackendConfig, DeviceDescription)> {
+        let backend = self.backend.config()?;
+        let device = self.device.device(backend.version(self.device.tpm_version)?)?;
+        Ok((backend, device))
     }
 }
 
@@ -173,7 +172,9 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .context("cannot receive signals")?;
 
-    let state = config.state_dir.as_deref().map(StateFolder::open).transpose()?;
+    let version = config.device.version;
+    // Before the socket is there: what is wrong with the TPM is said first, and a VMM never meets a server without one.
+    let backend = config.backend.open(version, config.log_level)?;
     let listener = match &config.endpoint {
         Endpoint::Path(path) => {
             // What is in the way of serving comes to light before anything is written; and who can connect finds the
@@ -192,18 +193,11 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     let wakeup = Wakeup { registry: server.registry()?, token: DEVICE_TOKEN };
 
-    let version = config.device.version;
-    match &config.state_dir {
-        Some(folder) => log::info!("TPM {version}, its state in {}", folder.display()),
-        None => log::warn!("TPM {version} without --state-dir: its keys and NV contents end with this program"),
-    }
     match &config.endpoint {
         Endpoint::Path(path) => log::info!("listening on {}", path.display()),
         Endpoint::Descriptor(fd) => log::info!("serving descriptor {fd}"),
     }
-    let worker = WorkerConfig { program: PathBuf::from("/proc/self/exe"), log_level: config.log_level };
-    let backend = Embedded::new(EmbeddedTpm { version, state }, worker);
-    let mut engine = Engine::new(Box::new(backend), Platform::new(version, config.startup), Some(wakeup));
+    let mut engine = Engine::new(backend, Platform::new(version, config.startup), Some(wakeup));
     engine.on_first_start(ready::announce);
     let mut device = TpmDevice::new(config.device.identity, config.registers, engine, config.reset_on_connect);
     server.run(&mut device, &signals)?;
@@ -248,7 +242,7 @@ mod tests {
         assert_eq!(config.endpoint, Endpoint::Path("/run/tpm.sock".into()));
         assert_eq!(config.startup, StartupPolicy::Clear);
         assert_eq!(config.device.identity, crate::device::identity(0x7666, 0x5450));
-        assert!(config.description.is_none() && config.state_dir.is_none());
+        assert!(config.description.is_none() && config.backend == BackendConfig::Embedded { state_dir: None });
         assert!(!config.reset_on_connect && !config.registers.guest_locality_4);
     }
 
@@ -283,6 +277,7 @@ mod tests {
             ("--force-behind-bridge=rp0", "06.0/00.0"),
             ("--force-behind-bridge=", "--force-behind-bridge"),
             ("--startup=maybe", "clear"),
+            ("--swtpm-exec", "--backend=swtpm"),
             ("--log-level=loud", "debug"),
         ] {
             let error = config(&["--socket-path=/s", flag]).unwrap_err().to_string();
