@@ -25,7 +25,7 @@ pub trait Task {
 }
 
 /// How to run workers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct WorkerConfig {
     /// The program to run as the worker: this one.
     pub program: PathBuf,

@@ -7,7 +7,7 @@ use clap::{Arg, ArgAction, CommandFactory, ValueEnum};
 use serde::Serialize;
 
 use super::Cli;
-use super::serve::BackendKind;
+use super::backend_args::BackendKind;
 use crate::acpi::{Interface, Machine};
 use crate::tpm::TpmVersion;
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 
+use super::backend_args::BackendArgs;
 use super::device_args::{DeviceArgs, description_of};
 use crate::description::Description;
 
@@ -26,9 +27,8 @@ pub(super) struct DescribeArgs {
     #[arg(long, value_enum)]
     format: Option<Format>,
 
-    /// Folder in which the server will keep the TPM's state: says that the state can move. Not opened here
-    #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    backend: BackendArgs,
 
     #[command(flatten)]
     device: DeviceArgs,
@@ -45,8 +45,10 @@ enum Format {
 }
 
 pub(super) fn run(args: DescribeArgs) -> anyhow::Result<()> {
-    let DescribeArgs { socket_path, description: folder, format, state_dir, device } = args;
-    let description = Description::new(description_of(device.device()?, socket_path, state_dir.as_deref()))?;
+    let DescribeArgs { socket_path, description: folder, format, backend, device } = args;
+    let backend = backend.config()?;
+    let device = device.device(backend.version(device.tpm_version)?)?;
+    let description = Description::new(description_of(device, socket_path, backend.source()))?;
     // Made before anything is written, so that a description that cannot be printed leaves no files.
     let printed = match format {
         None => String::new(),

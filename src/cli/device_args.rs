@@ -1,21 +1,21 @@
 //! The arguments that say which device it is and where it sits; for serving it and for describing it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use thiserror::Error;
 
 use crate::acpi::{BehindBridge, Interface, Machine, PciPath, Placement, PlacementError, TpmDevice};
-use crate::description::State;
+use crate::description::Source;
 use crate::tpm::TpmVersion;
 use crate::{description, device};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct DeviceArgs {
-    /// Version of the TPM: 2.0 or 1.2
-    #[arg(long, default_value = "2.0", value_name = "VERSION", value_parser = tpm_version)]
-    tpm_version: TpmVersion,
+    /// Version of the TPM: 2.0 or 1.2 [default: 2.0, or that of the host's TPM]
+    #[arg(long, value_name = "VERSION", value_parser = tpm_version)]
+    pub(super) tpm_version: Option<TpmVersion>,
 
     /// Registers that the guest sees: tis
     #[arg(long, default_value = "tis")]
@@ -41,23 +41,22 @@ pub(super) struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// The device, if it can be where it is to be.
-    pub(super) fn device(&self) -> Result<TpmDevice, PlacementError> {
+    /// The device with a TPM of `version`, if it can be where it is to be.
+    pub(super) fn device(&self, version: TpmVersion) -> Result<TpmDevice, PlacementError> {
         let PciId { vendor, device } = self.pci_id;
         let consent = self.force_behind_bridge.clone().map(|bridge_id| BehindBridge { bridge_id });
         Ok(TpmDevice {
             placement: Placement::new(self.machine, self.pci_address, consent)?,
             identity: device::identity(vendor, device),
             interface: self.interface,
-            version: self.tpm_version,
+            version,
         })
     }
 }
 
-/// What is needed to describe a device that listens on `socket_path` and keeps its state in `state_dir`.
-pub(super) fn description_of(device: TpmDevice, socket_path: PathBuf, state_dir: Option<&Path>) -> description::Config {
-    let state = if state_dir.is_some() { State::Folder } else { State::Ephemeral };
-    description::Config { program_version: env!("CARGO_PKG_VERSION").to_owned(), device, socket_path, state }
+/// What is needed to describe a device that listens on `socket_path`.
+pub(super) fn description_of(device: TpmDevice, socket_path: PathBuf, source: Source) -> description::Config {
+    description::Config { program_version: env!("CARGO_PKG_VERSION").to_owned(), device, socket_path, source }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

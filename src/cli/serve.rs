@@ -9,19 +9,15 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use super::backend_args::{BackendArgs, BackendConfig};
 use super::device_args::{DeviceArgs, description_of};
 use super::{log_level, ready, signals, start_log};
 use crate::acpi::TpmDevice as DeviceDescription;
-use crate::backend::Backend;
-use crate::backend::embedded::{Embedded, EmbeddedTpm};
-use crate::backend::passthrough::{HostTpm, PROBE_LIMIT, Passthrough};
-use crate::backend::worker::WorkerConfig;
 use crate::description::Description;
 use crate::device::TpmDevice;
 use crate::engine::{Engine, Wakeup};
 use crate::frontend::tis::TisConfig;
 use crate::platform::{Platform, StartupPolicy};
-use crate::state::StateFolder;
 use crate::vfio_user::{DEVICE_TOKEN, Listener, Server, SocketClaim};
 
 #[derive(Debug, Args)]
@@ -44,29 +40,15 @@ pub(super) struct ServeArgs {
 /// Which TPM is served and how, wherever its clients come from.
 #[derive(Debug, Args)]
 pub(super) struct TpmArgs {
-    /// Folder for the TPM's state; it is created if it is missing. Without one, the TPM and its secrets
-    /// are gone when the program ends
-    #[arg(long, value_name = "DIR")]
-    pub(super) state_dir: Option<PathBuf>,
-
-    /// Which TPM is behind the registers
-    #[arg(long, value_enum, default_value = "embedded")]
-    backend: BackendKind,
-
-    /// The host's TPM, for --backend=passthrough: /dev/tpm0, for the guest alone, or /dev/tpmrm0, shared with the host
-    #[arg(long, value_name = "PATH", conflicts_with = "state_dir")]
-    tpm_path: Option<PathBuf>,
-
-    /// The file that cancels the commands of the host's TPM, if it is not the one that the kernel has for it
-    #[arg(long, value_name = "PATH", requires = "tpm_path")]
-    cancel_path: Option<PathBuf>,
+    #[command(flatten)]
+    backend: BackendArgs,
 
     #[command(flatten)]
-    pub(super) device: DeviceArgs,
+    device: DeviceArgs,
 
-    /// Who starts the TPM up and closes its platform hierarchy
-    #[arg(long, value_enum, default_value = "clear")]
-    startup: StartupKind,
+    /// Who starts the TPM up and closes its platform hierarchy [default: clear; nobody with --backend=passthrough]
+    #[arg(long, value_enum)]
+    startup: Option<StartupKind>,
 
     /// Reset the TPM whenever a client connects: for VMMs that do not reset the device themselves
     #[arg(long)]
@@ -95,14 +77,6 @@ struct SocketArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum BackendKind {
-    /// libtpms in a process of its own, nothing else to start
-    Embedded,
-    /// A TPM of the host. It is not reset with the VM, and its PCRs are shared with the host
-    Passthrough,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum StartupKind {
     /// This program: TPM2_Startup(CLEAR), then a random platformAuth that nobody keeps
     Clear,
@@ -117,19 +91,11 @@ enum Endpoint {
     Descriptor(RawFd),
 }
 
-/// What is behind the registers.
-#[derive(Debug, PartialEq, Eq)]
-enum BackendConfig {
-    Embedded,
-    Passthrough { tpm_path: PathBuf, cancel_path: Option<PathBuf> },
-}
-
 /// What to serve and how: the arguments, checked against each other. Nothing has been opened yet.
 #[derive(Debug)]
 struct Config {
     endpoint: Endpoint,
     backend: BackendConfig,
-    state_dir: Option<PathBuf>,
     device: DeviceDescription,
     registers: TisConfig,
     description: Option<(Description, PathBuf)>,
@@ -144,15 +110,7 @@ impl TryFrom<ServeArgs> for Config {
 
     fn try_from(args: ServeArgs) -> anyhow::Result<Self> {
         let ServeArgs { socket, description, tpm: args, obey_parent_only } = args;
-        let backend = match (args.backend, args.tpm_path) {
-            (BackendKind::Embedded, None) => BackendConfig::Embedded,
-            (BackendKind::Passthrough, Some(tpm_path)) => {
-                BackendConfig::Passthrough { tpm_path, cancel_path: args.cancel_path }
-            }
-            (BackendKind::Embedded, Some(_)) => bail!("--tpm-path is for --backend=passthrough"),
-            (BackendKind::Passthrough, None) => bail!("--backend=passthrough needs --tpm-path, as /dev/tpm0"),
-        };
-        let device = args.device.device()?;
+        let (backend, device) = args.backend_and_device()?;
         let endpoint = match (socket.socket_path, socket.fd) {
             (Some(path), None) => Endpoint::Path(path),
             (None, Some(fd)) => Endpoint::Descriptor(fd),
@@ -161,7 +119,7 @@ impl TryFrom<ServeArgs> for Config {
         let description = match (description, &endpoint) {
             (None, _) => None,
             (Some(folder), Endpoint::Path(socket)) => {
-                let config = description_of(device.clone(), socket.clone(), args.state_dir.as_deref());
+                let config = description_of(device.clone(), socket.clone(), backend.source());
                 Some((Description::new(config)?, folder))
             }
             (Some(_), Endpoint::Descriptor(_)) => bail!("--description needs --socket-path: a VMM connects by path"),
@@ -174,14 +132,17 @@ impl TryFrom<ServeArgs> for Config {
             guest_locality_4: args.guest_locality_4,
         };
         let startup = match (&backend, args.startup) {
-            (BackendConfig::Passthrough { .. }, _) => StartupPolicy::Host,
-            (BackendConfig::Embedded, StartupKind::Clear) => StartupPolicy::Clear,
-            (BackendConfig::Embedded, StartupKind::None) => StartupPolicy::None,
+            (BackendConfig::Host { .. }, None) => StartupPolicy::Host,
+            (BackendConfig::Host { .. }, Some(_)) => bail!(
+                "--startup does not go with --backend=passthrough: the host has started its TPM up, and nothing else \
+                 but the guest's commands is sent to it"
+            ),
+            (_, None | Some(StartupKind::Clear)) => StartupPolicy::Clear,
+            (_, Some(StartupKind::None)) => StartupPolicy::None,
         };
         Ok(Self {
             endpoint,
             backend,
-            state_dir: args.state_dir,
             device,
             registers,
             description,
@@ -193,33 +154,12 @@ impl TryFrom<ServeArgs> for Config {
     }
 }
 
-impl Config {
-    /// Opens what is behind the registers, and asks it what it is. `signals` end the wait for an answer.
-    fn backend(&self, signals: &SignalFd) -> anyhow::Result<Box<dyn Backend>> {
-        let version = self.device.version;
-        let worker = || WorkerConfig { program: PathBuf::from("/proc/self/exe"), log_level: self.log_level };
-        match &self.backend {
-            BackendConfig::Embedded => {
-                let state = self.state_dir.as_deref().map(StateFolder::open).transpose()?;
-                match &self.state_dir {
-                    Some(folder) => log::info!("TPM {version}, its state in {}", folder.display()),
-                    None => {
-                        log::warn!("TPM {version} without --state-dir: its keys and NV contents end with this program");
-                    }
-                }
-                Ok(Box::new(Embedded::new(EmbeddedTpm { version, state }, worker())))
-            }
-            BackendConfig::Passthrough { tpm_path, cancel_path } => {
-                let host = HostTpm::open(tpm_path, cancel_path.as_deref())?;
-                let tpm = host.probe(worker(), PROBE_LIMIT, Some(signals.as_fd()))?;
-                if tpm.version() != version {
-                    let (path, found) = (tpm_path.display(), tpm.version());
-                    bail!("{path} is a TPM {found}, and a TPM {version} was to be served: give --tpm-version={found}");
-                }
-                tpm.warn();
-                Ok(Box::new(Passthrough::new(tpm, worker())))
-            }
-        }
+impl TpmArgs {
+    /// Which TPM it is, and the device in front of it.
+    pub(super) fn backend_and_device(&self) -> anyhow::Result<(BackendConfig, DeviceDescription)> {
+        let backend = self.backend.config()?;
+        let device = self.device.device(backend.version(self.device.tpm_version)?)?;
+        Ok((backend, device))
     }
 }
 
@@ -232,7 +172,9 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .context("cannot receive signals")?;
 
-    let backend = config.backend(&signals)?;
+    let version = config.device.version;
+    // Before the socket is there: what is wrong with the TPM is said first, and a VMM never meets a server without one.
+    let backend = config.backend.open(version, config.log_level, signals.as_fd())?;
     let listener = match &config.endpoint {
         Endpoint::Path(path) => {
             // What is in the way of serving comes to light before anything is written; and who can connect finds the
@@ -255,8 +197,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         Endpoint::Path(path) => log::info!("listening on {}", path.display()),
         Endpoint::Descriptor(fd) => log::info!("serving descriptor {fd}"),
     }
-    let platform = Platform::new(config.device.version, config.startup);
-    let mut engine = Engine::new(backend, platform, Some(wakeup));
+    let mut engine = Engine::new(backend, Platform::new(version, config.startup), Some(wakeup));
     engine.on_first_start(ready::announce);
     let mut device = TpmDevice::new(config.device.identity, config.registers, engine, config.reset_on_connect);
     server.run(&mut device, &signals)?;
@@ -289,6 +230,7 @@ mod tests {
 
     use super::super::Cli;
     use super::*;
+    use crate::tpm::TpmVersion;
 
     fn config(args: &[&str]) -> anyhow::Result<Config> {
         let args = ["vfio-user-tpm"].iter().chain(args);
@@ -301,25 +243,17 @@ mod tests {
         assert_eq!(config.endpoint, Endpoint::Path("/run/tpm.sock".into()));
         assert_eq!(config.startup, StartupPolicy::Clear);
         assert_eq!(config.device.identity, crate::device::identity(0x7666, 0x5450));
-        assert!(config.description.is_none() && config.state_dir.is_none());
+        assert!(config.description.is_none() && config.backend == BackendConfig::Embedded { state_dir: None });
         assert!(!config.reset_on_connect && !config.registers.guest_locality_4);
     }
 
     #[test]
-    fn the_hosts_tpm_is_named_has_no_folder_and_is_never_started_up() {
-        let passthrough = ["--socket-path=/s", "--backend=passthrough", "--tpm-path=/dev/tpm0"];
-        let config = config(&passthrough).unwrap();
-        let backend = BackendConfig::Passthrough { tpm_path: "/dev/tpm0".into(), cancel_path: None };
-        assert_eq!((config.backend, config.startup), (backend, StartupPolicy::Host));
-        for (wrong, expected) in [
-            (&["--socket-path=/s", "--backend=passthrough"][..], "--tpm-path"),
-            (&["--socket-path=/s", "--tpm-path=/dev/tpm0"], "--backend=passthrough"),
-            (&["--socket-path=/s", "--cancel-path=/c"], "--tpm-path"),
-            (&[&passthrough[..], &["--state-dir=/d"]].concat(), "--state-dir"),
-        ] {
-            let error = super::tests::config(wrong).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
-        }
+    fn the_hosts_tpm_is_never_started_up_and_its_version_can_be_told() {
+        let passthrough = ["--socket-path=/s", "--backend=passthrough", "--tpm-version=1.2"];
+        let host = config(&passthrough).unwrap();
+        assert_eq!((host.startup, host.device.version), (StartupPolicy::Host, TpmVersion::V1_2));
+        let error = config(&[&passthrough[..], &["--startup=clear"]].concat()).unwrap_err().to_string();
+        assert!(error.contains("--startup does not go"), "{error}");
     }
 
     #[test]
@@ -353,6 +287,7 @@ mod tests {
             ("--force-behind-bridge=rp0", "06.0/00.0"),
             ("--force-behind-bridge=", "--force-behind-bridge"),
             ("--startup=maybe", "clear"),
+            ("--swtpm-exec", "--backend=swtpm"),
             ("--log-level=loud", "debug"),
         ] {
             let error = config(&["--socket-path=/s", flag]).unwrap_err().to_string();

@@ -25,17 +25,23 @@ pub struct Config {
     pub device: TpmDevice,
     /// The socket on which the server listens. A relative path is taken from the current directory.
     pub socket_path: PathBuf,
-    /// Where the TPM's state is.
-    pub state: State,
+    /// Which TPM is behind the registers.
+    pub source: Source,
 }
 
-/// Where the TPM's state is between commands, as far as it matters to those who move virtual machines.
+/// Where the TPM comes from, as far as it matters to those who move and reset virtual machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Nowhere but in the server.
+pub enum Source {
+    /// The embedded TPM; its state is nowhere but in the server.
     Ephemeral,
-    /// In a state folder.
-    Folder,
+    /// The embedded TPM; its state is in a state folder.
+    Embedded,
+    /// A swtpm that the server attaches to; its state is where it was told to keep it.
+    SwtpmAttached,
+    /// A swtpm that the server starts, on a state folder.
+    SwtpmOwned,
+    /// The host's own TPM.
+    Host,
 }
 
 /// A device that can be described: its socket has a path that JSON can hold.
@@ -47,7 +53,7 @@ pub struct Description {
     program_version: String,
     device: TpmDevice,
     socket_path: String,
-    state: State,
+    source: Source,
     tables: Vec<Table>,
 }
 
@@ -63,9 +69,9 @@ pub struct File {
 impl Description {
     /// Checks what can't be described and makes the tables.
     pub fn new(config: Config) -> Result<Self, DescriptionError> {
-        let Config { program_version, device, socket_path, state } = config;
+        let Config { program_version, device, socket_path, source } = config;
         let tables = acpi::tables(&device);
-        Ok(Self { program_version, device, socket_path: absolute(&socket_path, "socket")?, state, tables })
+        Ok(Self { program_version, device, socket_path: absolute(&socket_path, "socket")?, source, tables })
     }
 
     /// All files, as they are to be in `folder`: the tables, `qemu-device.json`, `qemu.cfg`, and at last `tpm.json`,

@@ -24,7 +24,7 @@ fn description(socket_path: impl Into<PathBuf>) -> Result<Description, Descripti
             version: TpmVersion::V2_0,
         },
         socket_path: socket_path.into(),
-        state: State::Ephemeral,
+        source: Source::Ephemeral,
     })
 }
 

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{Description, State};
+use super::{Description, Source};
 use crate::acpi::{Interface, Table};
 use crate::bar_map::{self, Window};
 
@@ -25,6 +25,7 @@ struct TpmJson<'a> {
     socket: &'a str,
     tpm: Tpm,
     state: StateMobility,
+    reset: Reset,
     machine: &'static str,
     pci: Pci<'a>,
     bar0: Bar,
@@ -43,12 +44,21 @@ struct Program<'a> {
 struct Tpm {
     version: String,
     interface: &'static str,
+    backend: &'static str,
 }
 
 /// Whether the TPM can be moved to another server, and so the virtual machine to another host.
 #[derive(Serialize)]
 struct StateMobility {
     movable: bool,
+    /// In words for a person.
+    why: &'static str,
+}
+
+/// Whether the TPM begins anew, its PCRs cleared, when the machine does.
+#[derive(Serialize)]
+struct Reset {
+    with_machine: bool,
     /// In words for a person.
     why: &'static str,
 }
@@ -103,15 +113,16 @@ struct TableFile<'a> {
 
 /// The file's text, with the folder and QEMU's arguments as given.
 pub(super) fn render(description: &Description, folder: &str, qemu: Vec<String>) -> String {
-    let Description { program_version, device, socket_path, state, tables } = description;
+    let Description { program_version, device, socket_path, source, tables } = description;
     let placement = &device.placement;
     super::json(serde_json::to_string_pretty(&TpmJson {
         format: FORMAT,
         program: Program { name: env!("CARGO_PKG_NAME"), version: program_version },
         folder,
         socket: socket_path,
-        tpm: Tpm { version: device.version.to_string(), interface: device.interface.name() },
-        state: mobility(*state),
+        tpm: Tpm { version: device.version.to_string(), interface: device.interface.name(), backend: backend(*source) },
+        state: mobility(*source),
+        reset: reset(*source),
         machine: placement.machine().name(),
         pci: Pci {
             bus: placement.bus(),
@@ -134,14 +145,38 @@ pub(super) fn render(description: &Description, folder: &str, qemu: Vec<String>)
     }))
 }
 
-const fn mobility(state: State) -> StateMobility {
-    match state {
-        State::Folder => StateMobility {
-            movable: true,
-            why: "it is in the server's state folder, which can be moved while the server is stopped",
+/// By the name that the server's `--backend` has for it.
+const fn backend(source: Source) -> &'static str {
+    match source {
+        Source::Ephemeral | Source::Embedded => "embedded",
+        Source::SwtpmAttached | Source::SwtpmOwned => "swtpm",
+        Source::Host => "passthrough",
+    }
+}
+
+const fn mobility(source: Source) -> StateMobility {
+    let (movable, why) = match source {
+        Source::Embedded | Source::SwtpmOwned => {
+            (true, "it is in the server's state folder, which can be moved while the server is stopped")
+        }
+        Source::SwtpmAttached => {
+            (true, "it is where swtpm was told to keep it, and can be moved while swtpm is stopped")
+        }
+        Source::Ephemeral => (false, "it is in the server's memory and ends with the server"),
+        Source::Host => (false, "it is in the host's TPM and cannot leave the chip"),
+    };
+    StateMobility { movable, why }
+}
+
+const fn reset(source: Source) -> Reset {
+    match source {
+        Source::Host => Reset {
+            with_machine: false,
+            why: "the host's TPM is reset with the host only: PCRs keep their values, which the host and earlier guests \
+                  have extended too",
         },
-        State::Ephemeral => {
-            StateMobility { movable: false, why: "it is in the server's memory and ends with the server" }
+        Source::Ephemeral | Source::Embedded | Source::SwtpmAttached | Source::SwtpmOwned => {
+            Reset { with_machine: true, why: "a reset of the device is a _TPM_Init" }
         }
     }
 }

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 pub use cancel_file::CancelFileError;
-pub use open::OpenError;
+pub use open::{OpenError, version_by_sysfs};
 pub use probe::{PROBE_LIMIT, ProbeError};
 
 use super::worker::{Task, WorkerBackend};

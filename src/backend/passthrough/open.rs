@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open as open_file};
-use nix::sys::stat::{Mode, SFlag, fstat, major, minor};
+use nix::sys::stat::{Mode, SFlag, fstat, major, minor, stat};
 use thiserror::Error;
 
 use super::shared_sibling;
+use crate::tpm::TpmVersion;
 use crate::worker::open_path_descriptor;
 
 /// Whether others use the TPM beside us.
@@ -84,7 +85,7 @@ pub(super) fn open(path: &Path) -> Result<Device, OpenError> {
     if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFCHR {
         return Err(no_tpm("no character device"));
     }
-    let name = kernel_name(&format!("/sys/dev/char/{}:{}", major(stat.st_rdev), minor(stat.st_rdev)))
+    let name = kernel_name(&device_link(stat.st_rdev))
         // Without sysfs, as in some containers.
         .or_else(|| path.file_name().and_then(OsStr::to_str).map(str::to_owned))
         .unwrap_or_default();
@@ -105,6 +106,25 @@ pub(super) fn open(path: &Path) -> Result<Device, OpenError> {
     }
     let descriptor = open_path_descriptor(place.as_fd()).map_err(failed)?;
     Ok(Device { name, kind: Kind::Exclusive, descriptor })
+}
+
+/// The version that the kernel has found a device to be of, without opening it; none for a kernel before 5.6, or where
+/// there is no such device.
+#[must_use]
+pub fn version_by_sysfs(path: &Path) -> Option<TpmVersion> {
+    let stat =
+        stat(path).ok().filter(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR)?;
+    let name = kernel_name(&device_link(stat.st_rdev))?;
+    let name = name.strip_prefix("tpmrm").map_or_else(|| name.clone(), |number| format!("tpm{number}"));
+    match std::fs::read_to_string(format!("/sys/class/tpm/{name}/tpm_version_major")).ok()?.trim() {
+        "1" => Some(TpmVersion::V1_2),
+        "2" => Some(TpmVersion::V2_0),
+        _ => None,
+    }
+}
+
+fn device_link(device: nix::libc::dev_t) -> String {
+    format!("/sys/dev/char/{}:{}", major(device), minor(device))
 }
 
 /// The last part of where a link in sysfs leads.

@@ -62,16 +62,13 @@ impl Place {
 }
 
 fn attach(path: &Path) -> Result<Channel, BackendError> {
-    let connected = socket(
-        AddressFamily::Unix,
-        SockType::Stream,
-        SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
-        None,
-    )
-    .and_then(|socket| {
-        connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-        Channel::new("control", socket)
-    });
+    let connected =
+        socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None).and_then(
+            |socket| {
+                connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+                Channel::new("control", socket)
+            },
+        );
     connected.map_err(|errno| {
         let advice = match errno {
             Errno::EAGAIN => "too many wait to be connected already: is it stopped, or is another program attached?",
