@@ -130,7 +130,11 @@ impl BackendConfig {
             (Some(version), _) => Ok(version),
             (None, Self::Host { tpm_path, .. }) => match passthrough::version_by_sysfs(tpm_path) {
                 Some(version) => Ok(version),
-                None => bail!("cannot tell the version of {}: give --tpm-version=2.0 or 1.2", tpm_path.display()),
+                None => bail!(
+                    "the version of {} is not known: it is not there, or its kernel does not tell; give --tpm-version=2.0 \
+                     or 1.2",
+                    tpm_path.display()
+                ),
             },
             (None, _) => Ok(TpmVersion::V2_0),
         }
