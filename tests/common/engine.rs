@@ -44,6 +44,15 @@ impl EngineTpm {
         self.engine.poll(Instant::now());
     }
 
+    /// As [`turn`](Self::turn), but comes back soon when there is nothing.
+    pub fn turn_briefly(&mut self) {
+        match self.poll.poll(&mut self.events, Some(Duration::from_millis(10))) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            polled => polled.unwrap(),
+        }
+        self.engine.poll(Instant::now());
+    }
+
     /// Lets the operation under way take too long.
     pub fn time_out(&mut self) {
         let deadline = self.engine.deadline().expect("an operation under way has a deadline");

@@ -6,6 +6,7 @@ pub mod engine;
 pub mod process;
 pub mod raw_client;
 pub mod server;
+pub mod swtpm;
 pub mod tis;
 pub mod toy;
 pub mod tpm_commands;

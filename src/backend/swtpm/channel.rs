@@ -43,6 +43,8 @@ impl Channel {
         let data = [IoSlice::new(bytes)];
         loop {
             match sendmsg::<()>(self.socket.as_raw_fd(), &data, &rights, MsgFlags::MSG_NOSIGNAL, None) {
+                // That the other side has closed it is found out by reading, after what it may have said before.
+                Err(Errno::EPIPE) => return Ok(()),
                 Ok(sent) if sent == bytes.len() => return Ok(()),
                 Ok(sent) => return Err(format!("swtpm's {} channel took {sent} of {} bytes", self.name, bytes.len())),
                 Err(Errno::EINTR) => {}
