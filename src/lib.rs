@@ -16,6 +16,7 @@ pub mod engine;
 pub mod frontend;
 pub mod pci;
 pub mod platform;
+pub mod spawner;
 pub mod state;
 pub mod tpm;
 pub mod vfio_user;

@@ -7,6 +7,7 @@ mod ready;
 mod run;
 mod serve;
 mod signals;
+mod spawner;
 mod worker;
 
 use std::io::Write;
@@ -37,6 +38,8 @@ enum Command {
     #[command(hide = true)]
     Launch(run::LaunchArgs),
     #[command(hide = true)]
+    Spawner(spawner::SpawnerArgs),
+    #[command(hide = true)]
     Worker(worker::WorkerArgs),
 }
 
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
         Some(Command::Run(args)) => run::run(&args),
         Some(Command::Launch(args)) => run::launch(&args),
         Some(Command::Describe(args)) => describe::run(args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Spawner(args)) => spawner::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Worker(args)) => worker::run(&args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -16,6 +16,7 @@ mod libtpms;
 mod nvram;
 mod process;
 
+pub(crate) use process::prepare;
 pub use process::{WorkerError, run};
 
 /// The hidden subcommand that makes this program a worker.

@@ -114,7 +114,7 @@ fn receive_start(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<(Tp
 
 /// The worker ends with its server and by nothing else: a signal sent to all processes of a service or a terminal must
 /// not take the TPM away before the server has shut it down. And what it holds stays with it.
-fn prepare() -> io::Result<()> {
+pub(crate) fn prepare() -> io::Result<()> {
     // Whatever the server was started with: it is none of the TPM's business.
     close_inherited()?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
