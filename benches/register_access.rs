@@ -175,7 +175,9 @@ impl Backend for Echo {
         Ok(())
     }
 
-    fn cancel(&mut self) {}
+    fn cancel(&mut self) -> bool {
+        true
+    }
 
     fn poll(&mut self, response: &mut Vec<u8>) -> Option<Result<Done, BackendError>> {
         let done = self.done.take()?;

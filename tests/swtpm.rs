@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use vfio_user_tpm::backend::swtpm::control::{Capabilities, Reply, Request, ResultCode};
-use vfio_user_tpm::backend::swtpm::{Place, Swtpm, SwtpmConfig};
+use vfio_user_tpm::backend::swtpm::{self, Place, Swtpm, SwtpmConfig};
 use vfio_user_tpm::state::{Blob, StateFolder};
 use vfio_user_tpm::tpm::{Locality, TpmVersion};
 
@@ -23,6 +23,11 @@ const V1_2: TpmVersion = TpmVersion::V1_2;
 const V2_0: TpmVersion = TpmVersion::V2_0;
 
 /// One swtpm and where it is.
+fn owned(program: PathBuf, arguments: Vec<OsString>, folder: &Path, version: TpmVersion) -> Place {
+    let state = StateFolder::open(folder).unwrap();
+    Place::Owned { launcher: Box::new(swtpm::command(program, arguments, folder, version)), state }
+}
+
 struct Case {
     program: PathBuf,
     version: TpmVersion,
@@ -45,10 +50,7 @@ impl Case {
         Self::each(version, |_, _| None)
     }
 
-    fn each(
-        version: TpmVersion,
-        listen: impl Fn(&Path, &Path) -> Option<Listening>,
-    ) -> impl Iterator<Item = Self> {
+    fn each(version: TpmVersion, listen: impl Fn(&Path, &Path) -> Option<Listening>) -> impl Iterator<Item = Self> {
         programs().iter().map(move |program| {
             let folder = tempfile::tempdir().unwrap();
             let listening = listen(program, folder.path());
@@ -61,11 +63,10 @@ impl Case {
     fn backend_with(&self, arguments: &[&str]) -> Swtpm {
         let place = match &self.listening {
             Some(listening) => Place::Attach { control: listening.control() },
-            None => Place::Spawn {
-                program: self.program.clone(),
-                arguments: arguments.iter().map(OsString::from).collect(),
-                state: StateFolder::open(self.folder.path()).unwrap(),
-            },
+            None => {
+                let arguments = arguments.iter().map(OsString::from).collect();
+                owned(self.program.clone(), arguments, self.folder.path(), self.version)
+            }
         };
         Swtpm::new(SwtpmConfig { version: self.version, place })
     }
@@ -438,8 +439,7 @@ fn an_swtpm_that_is_not_there_is_named() {
     let reason = EngineTpm::start(V2_0, Swtpm::new(SwtpmConfig { version: V2_0, place })).start_failure();
     assert!(reason.contains(control.to_str().unwrap()) && reason.contains("--ctrl"), "{reason}");
 
-    let state = StateFolder::open(folder.path()).unwrap();
-    let place = Place::Spawn { program: "no-such-swtpm".into(), arguments: Vec::new(), state };
+    let place = owned("no-such-swtpm".into(), Vec::new(), folder.path(), V2_0);
     let reason = EngineTpm::start(V2_0, Swtpm::new(SwtpmConfig { version: V2_0, place })).start_failure();
     assert!(reason.contains("no-such-swtpm"), "{reason}");
 }

@@ -172,7 +172,8 @@ impl Player {
                 }
                 answer
             };
-            let mut other = if on_data { control.try_clone().ok() } else { data.as_ref().and_then(|data| data.try_clone().ok()) };
+            let mut other =
+                if on_data { control.try_clone().ok() } else { data.as_ref().and_then(|data| data.try_clone().ok()) };
             let channel = if on_data { data.as_mut().unwrap() } else { &mut control };
             let step = self.messages.fetch_add(1, Ordering::SeqCst);
             let fault = {
@@ -236,7 +237,8 @@ fn receive(control: &UnixStream) -> Option<(Vec<u8>, Option<UnixStream>)> {
     let mut buffer = [0; 4096];
     let mut space = nix::cmsg_space!([RawFd; 1]);
     let mut vectors = [IoSliceMut::new(&mut buffer)];
-    let received = recvmsg::<()>(control.as_raw_fd(), &mut vectors, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC).ok()?;
+    let received =
+        recvmsg::<()>(control.as_raw_fd(), &mut vectors, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC).ok()?;
     let mut descriptor = None;
     for message in received.cmsgs().unwrap() {
         if let ControlMessageOwned::ScmRights(descriptors) = message {

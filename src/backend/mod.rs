@@ -3,7 +3,6 @@
 //! A backend works for an event loop: an operation is begun and returns at once; when the backend's descriptor becomes
 //! readable, [`Backend::poll`] says what has ended. One operation is under way at a time - the engine sees to that.
 
-mod child;
 pub mod embedded;
 pub mod passthrough;
 pub mod swtpm;
@@ -68,8 +67,9 @@ pub trait Backend {
     /// [`BackendError::Gone`].
     fn terminate(&mut self) -> Result<(), BackendError>;
 
-    /// Asks the command under way to end early. It still ends by [`poll`](Self::poll).
-    fn cancel(&mut self);
+    /// Asks the command under way to end early, and returns whether this kind of TPM is known to obey. The command still
+    /// ends by [`poll`](Self::poll).
+    fn cancel(&mut self) -> bool;
 
     /// What has ended; `None` while the operation is still under way. A response replaces the content of `response`.
     fn poll(&mut self, response: &mut Vec<u8>) -> Option<Result<Done, BackendError>>;

@@ -2,15 +2,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use super::child::Dying;
 use super::{Backend, BackendError, Done};
+use crate::launch::{Launcher, Process, Program};
 use crate::tpm::Locality;
 use crate::worker::SUBCOMMAND;
 use crate::worker::frame::{self, MAX_FRAME, Reply, Request};
@@ -19,6 +17,11 @@ use crate::worker::frame::{self, MAX_FRAME, Reply, Request};
 pub trait Task {
     /// The first frame, which says so, and the descriptors that go with it after the cancel socket.
     fn start(&self) -> (Request<'_>, Vec<BorrowedFd<'_>>);
+
+    /// Whether a command that is cancelled is sure to end soon.
+    fn obeys_cancel(&self) -> bool {
+        true
+    }
 
     /// A worker is started after one has ended or was killed; for what a user has to be told of that.
     fn begins_again(&self) {}
@@ -33,14 +36,20 @@ pub struct WorkerConfig {
     pub log_level: log::LevelFilter,
 }
 
+impl Launcher for WorkerConfig {
+    fn launch(&self, stdin: OwnedFd) -> io::Result<Process> {
+        Program::ourselves(self.program.clone(), SUBCOMMAND, self.log_level).launch(stdin)
+    }
+}
+
 /// A TPM in a worker process.
 #[derive(Debug)]
 pub struct WorkerBackend<T> {
     task: T,
-    config: WorkerConfig,
+    launcher: Box<dyn Launcher>,
     worker: Option<Worker>,
     /// A killed process that may still be there: no other may be started on its state.
-    dying: Option<Dying>,
+    dying: Option<Process>,
     /// There is an [`initialize`](Backend::initialize) that waits for the dying process.
     initialize_waits: bool,
     /// The descriptor to wait for is another one.
@@ -52,7 +61,7 @@ pub struct WorkerBackend<T> {
 
 #[derive(Debug)]
 struct Worker {
-    process: Child,
+    process: Process,
     socket: OwnedFd,
     cancel: OwnedFd,
     /// Number of the request under way, or the last.
@@ -62,10 +71,10 @@ struct Worker {
 impl<T: Task> WorkerBackend<T> {
     /// A TPM that is off; its worker is started by the first [`Backend::initialize`].
     #[must_use]
-    pub fn new(task: T, config: WorkerConfig) -> Self {
+    pub fn new(task: T, launcher: impl Launcher + 'static) -> Self {
         Self {
             task,
-            config,
+            launcher: Box::new(launcher),
             worker: None,
             dying: None,
             initialize_waits: false,
@@ -82,17 +91,7 @@ impl<T: Task> WorkerBackend<T> {
         for ours in [&socket, &cancel] {
             fcntl(ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
-        let process = Command::new(&self.config.program)
-            .arg0(env!("CARGO_PKG_NAME"))
-            .arg(SUBCOMMAND)
-            .args(["--log-level", &self.config.log_level.as_str().to_ascii_lowercase()])
-            .current_dir("/")
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            // What a terminal sends to a whole group of processes is for the server only.
-            .process_group(0)
-            .spawn()?;
-        log::debug!("worker process {} started", process.id());
+        let process = self.launcher.launch(theirs)?;
         if self.started_before {
             self.task.begins_again();
         }
@@ -120,9 +119,9 @@ impl<T: Task> WorkerBackend<T> {
 
     /// Whether a killed process has ended.
     fn is_buried(&mut self) -> bool {
-        if self.dying.as_mut().is_some_and(|dying| !dying.has_ended()) {
-            return false;
-        }
+        let Some(dying) = &mut self.dying else { return true };
+        let Some(end) = dying.end() else { return false };
+        log::debug!("the TPM's process has ended: {end}");
         self.dying = None;
         true
     }
@@ -162,13 +161,13 @@ impl<T: Task> Backend for WorkerBackend<T> {
         self.begin(Request::Terminate)
     }
 
-    fn cancel(&mut self) {
-        if let Some(worker) = &self.worker {
-            // A full socket holds requests to cancel this same command.
-            if let Err(errno) = frame::send_cancel(&worker.cancel, worker.sequence) {
-                log::debug!("cancelling is not possible: {errno}");
-            }
+    fn cancel(&mut self) -> bool {
+        let Some(worker) = &self.worker else { return false };
+        // A full socket holds requests to cancel this same command.
+        if let Err(errno) = frame::send_cancel(&worker.cancel, worker.sequence) {
+            log::debug!("cancelling is not possible: {errno}");
         }
+        self.task.obeys_cancel()
     }
 
     fn poll(&mut self, response: &mut Vec<u8>) -> Option<Result<Done, BackendError>> {
@@ -181,10 +180,9 @@ impl<T: Task> Backend for WorkerBackend<T> {
         let worker = self.worker.as_mut()?;
         let frame = match frame::receive(worker.socket.as_fd(), &mut self.buffer) {
             Ok([]) => {
-                // Usually it has ended already, and can say how.
-                let status = worker.process.try_wait().ok().flatten();
-                let status = status.map_or_else(String::new, |status| format!(" and ended with {status}"));
-                return Some(Err(self.lost(&format!("its process has closed its socket{status}"))));
+                // Usually it has ended already, and how is known.
+                let end = worker.process.end().map_or_else(String::new, |end| format!(" and ended: {end}"));
+                return Some(Err(self.lost(&format!("its process has closed its socket{end}"))));
             }
             Ok(frame) => frame,
             Err(Errno::EAGAIN) => return None,
@@ -209,9 +207,12 @@ impl<T: Task> Backend for WorkerBackend<T> {
 
     fn kill(&mut self) {
         self.initialize_waits = false;
-        let Some(worker) = self.worker.take() else { return };
-        self.dying = Dying::kill(worker.process);
-        self.new_descriptor |= self.dying.is_some();
+        let Some(mut worker) = self.worker.take() else { return };
+        worker.process.kill();
+        if worker.process.end().is_none() {
+            self.dying = Some(worker.process);
+            self.new_descriptor = true;
+        }
     }
 
     fn is_gone(&self) -> bool {
@@ -225,14 +226,6 @@ impl<T: Task> Backend for WorkerBackend<T> {
         match (&self.dying, &self.worker) {
             (Some(dying), _) => Some(dying.descriptor()),
             (None, worker) => worker.as_ref().map(|worker| worker.socket.as_fd()),
-        }
-    }
-}
-
-impl<T> Drop for WorkerBackend<T> {
-    fn drop(&mut self) {
-        if let Some(worker) = self.worker.take() {
-            drop(Dying::kill(worker.process));
         }
     }
 }

@@ -4,18 +4,19 @@ use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use log::LevelFilter;
 
 use crate::backend::Backend;
 use crate::backend::embedded::{Embedded, EmbeddedTpm};
 use crate::backend::passthrough::{self, HostTpm, PROBE_LIMIT, Passthrough};
-use crate::backend::swtpm::{Place, Swtpm, SwtpmConfig};
-use crate::backend::worker::WorkerConfig;
+use crate::backend::swtpm::{self, Place, Swtpm, SwtpmConfig};
 use crate::description::Source;
+use crate::launch::{Program, Spawner, SpawnerConfig};
 use crate::state::StateFolder;
 use crate::tpm::TpmVersion;
+use crate::worker;
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct BackendArgs {
@@ -148,7 +149,12 @@ impl BackendConfig {
         log_level: LevelFilter,
         interrupt: BorrowedFd<'_>,
     ) -> anyhow::Result<Box<dyn Backend>> {
-        let worker = WorkerConfig { program: PathBuf::from("/proc/self/exe"), log_level };
+        let this_program = PathBuf::from("/proc/self/exe");
+        let worker = || Program::ourselves(this_program.clone(), worker::SUBCOMMAND, log_level);
+        let spawner = |program| {
+            let config = SpawnerConfig { spawner: this_program.clone(), log_level, program };
+            Spawner::start(config).context("cannot start a process")
+        };
         Ok(match self {
             Self::Embedded { state_dir } => {
                 let state = state_dir.as_deref().map(StateFolder::open).transpose()?;
@@ -158,27 +164,30 @@ impl BackendConfig {
                         log::warn!("TPM {version} without --state-dir: its keys and NV contents end with this program")
                     }
                 }
-                Box::new(Embedded::new(EmbeddedTpm { version, state }, worker))
+                Box::new(Embedded::new(EmbeddedTpm { version, state }, spawner(worker())?))
             }
             Self::SwtpmAttached { control } => {
                 log::info!("TPM {version} of the swtpm on {}", control.display());
                 Box::new(Swtpm::new(SwtpmConfig { version, place: Place::Attach { control } }))
             }
             Self::SwtpmOwned { program, arguments, state_dir } => {
+                let state_dir = std::path::absolute(state_dir).context("cannot tell where the state folder is")?;
                 let state = StateFolder::open(&state_dir)?;
+                swtpm::refuse_other_state(&state)?;
                 log::info!("TPM {version} of {}, its state in {}", program.display(), state_dir.display());
-                let place = Place::Spawn { program, arguments, state };
+                let launcher = Box::new(spawner(swtpm::command(program, arguments, &state_dir, version))?);
+                let place = Place::Owned { launcher, state };
                 Box::new(Swtpm::new(SwtpmConfig { version, place }))
             }
             Self::Host { tpm_path, cancel_path } => {
                 let host = HostTpm::open(&tpm_path, cancel_path.as_deref())?;
-                let tpm = host.probe(worker.clone(), PROBE_LIMIT, Some(interrupt))?;
+                let tpm = host.probe(worker(), PROBE_LIMIT, Some(interrupt))?;
                 if tpm.version() != version {
                     let (path, found) = (tpm_path.display(), tpm.version());
                     bail!("{path} is a TPM {found}, and a TPM {version} was to be served: give --tpm-version={found}");
                 }
                 tpm.warn();
-                Box::new(Passthrough::new(tpm, worker))
+                Box::new(Passthrough::new(tpm, spawner(worker())?))
             }
         })
     }

@@ -8,6 +8,7 @@ mod ready;
 mod run;
 mod serve;
 mod signals;
+mod spawner;
 mod state;
 mod worker;
 
@@ -40,6 +41,8 @@ enum Command {
     #[command(hide = true)]
     Launch(run::LaunchArgs),
     #[command(hide = true)]
+    Spawner(spawner::SpawnerArgs),
+    #[command(hide = true)]
     Worker(worker::WorkerArgs),
 }
 
@@ -57,6 +60,7 @@ pub fn main() -> ExitCode {
         Some(Command::Launch(args)) => run::launch(&args),
         Some(Command::Describe(args)) => describe::run(args).map(|()| ExitCode::SUCCESS),
         Some(Command::State(args)) => state::run(args),
+        Some(Command::Spawner(args)) => spawner::run(args).map(|()| ExitCode::SUCCESS),
         Some(Command::Worker(args)) => worker::run(&args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -176,8 +176,11 @@ impl Engine {
         match self.guest {
             Guest::Waiting(_) => self.answer_with(Fault::Canceled),
             Guest::Running => {
-                self.backend.cancel();
-                self.limit(CANCEL_LIMIT, now);
+                // One that may not obey runs on, and its guest waits: ended by force, the TPM would be of no use until the
+                // next reset.
+                if self.backend.cancel() {
+                    self.limit(CANCEL_LIMIT, now);
+                }
             }
             Guest::Nothing | Guest::Answered => {}
         }

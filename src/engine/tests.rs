@@ -30,6 +30,8 @@ struct Script {
     gone: bool,
     /// A killed process does not end.
     lingers: bool,
+    /// It does not act on a request to cancel.
+    disobeys: bool,
 }
 
 #[derive(Clone, Default)]
@@ -60,8 +62,10 @@ impl Backend for Played {
     fn terminate(&mut self) -> Result<(), BackendError> {
         self.begin(Call::Terminate)
     }
-    fn cancel(&mut self) {
-        self.0.borrow_mut().calls.push(Call::Cancel);
+    fn cancel(&mut self) -> bool {
+        let mut script = self.0.borrow_mut();
+        script.calls.push(Call::Cancel);
+        !script.disobeys
     }
     fn poll(&mut self, response: &mut Vec<u8>) -> Option<Result<Done, BackendError>> {
         let (outcome, bytes) = self.0.borrow_mut().outcomes.pop_front()?;
@@ -272,6 +276,21 @@ fn a_command_that_ignores_its_cancellation_becomes_a_failure() {
     bench.pass(Duration::from_millis(1));
     assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
     assert_eq!(bench.backend.calls(), [Call::Cancel, Call::Kill]);
+}
+
+#[test]
+fn a_tpm_that_cannot_cancel_is_waited_for_except_by_a_reset() {
+    let mut bench = Bench::running();
+    bench.backend.0.borrow_mut().disobeys = true;
+    bench.engine.cancel(bench.now);
+    bench.pass(CANCEL_LIMIT * 2);
+    assert_eq!(bench.engine.take_response(), None);
+    bench.response(&OK);
+    assert_eq!(bench.engine.take_response(), Some(&OK[..]));
+    bench.execute();
+    bench.reset();
+    bench.pass(ABORT_LIMIT);
+    assert!(bench.backend.calls().contains(&Call::Kill));
 }
 
 #[test]

@@ -119,6 +119,11 @@ impl Task for PassthroughTpm {
     fn start(&self) -> (Request<'_>, Vec<BorrowedFd<'_>>) {
         self.host.start(self.properties)
     }
+
+    /// Most chips have no cancel file, and not every driver acts on it.
+    fn obeys_cancel(&self) -> bool {
+        false
+    }
 }
 
 /// The device of the resource manager beside an exclusive one, if it is there.

@@ -11,8 +11,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
 use super::{HostTpm, PassthroughTpm};
-use crate::backend::worker::{Task, WorkerBackend, WorkerConfig};
+use crate::backend::worker::{Task, WorkerBackend};
 use crate::backend::{Backend, BackendError};
+use crate::launch::Launcher;
 use crate::tpm::{BUFFER_SIZE, HEADER_SIZE, Header, Locality, TpmVersion};
 use crate::worker::frame::{DeviceProperties, Request};
 
@@ -75,7 +76,7 @@ impl HostTpm {
     /// [`ProbeError`].
     pub fn probe(
         self,
-        worker: WorkerConfig,
+        worker: impl Launcher + 'static,
         limit: Duration,
         interrupt: Option<BorrowedFd<'_>>,
     ) -> Result<PassthroughTpm, ProbeError> {
@@ -107,7 +108,12 @@ struct Prober<'a> {
 }
 
 impl<'a> Prober<'a> {
-    fn new(host: &'a HostTpm, worker: WorkerConfig, limit: Duration, interrupt: Option<BorrowedFd<'a>>) -> Self {
+    fn new(
+        host: &'a HostTpm,
+        worker: impl Launcher + 'static,
+        limit: Duration,
+        interrupt: Option<BorrowedFd<'a>>,
+    ) -> Self {
         let backend = WorkerBackend::new(Unknown(host), worker);
         let deadline = deadline(limit);
         Self { host, backend, limit, deadline, interrupt, worker: None, response: Vec::new() }

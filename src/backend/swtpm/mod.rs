@@ -17,14 +17,13 @@ mod specification;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::Child;
 
-use super::child::Dying;
 use super::{Backend, BackendError, Done};
+use crate::launch::Process;
 use crate::tpm::{BUFFER_SIZE, HEADER_SIZE, Header, Locality, TpmVersion};
 use channel::Channel;
 use control::{Capabilities, Config, MAX_REPLY, Reply, Request, ResultCode};
-pub use place::Place;
+pub use place::{OtherState, Place, command, refuse_other_state};
 use specification::Specification;
 
 /// What this driver cannot do without.
@@ -82,7 +81,7 @@ pub struct Swtpm {
     config: SwtpmConfig,
     peer: Option<Peer>,
     /// A process that ends: no other may be started on its state.
-    dying: Option<Dying>,
+    dying: Option<Process>,
     doing: Doing,
     /// What is asked in the operation under way, the first already.
     requests: VecDeque<Request<'static>>,
@@ -103,7 +102,7 @@ struct Peer {
     their_data: Option<OwnedFd>,
     control: Channel,
     /// Its process, if it is ours.
-    process: Option<Child>,
+    process: Option<Process>,
     /// It has the data channel.
     is_ready: bool,
     /// The locality of its next command, as far as known.
@@ -159,7 +158,7 @@ impl Swtpm {
     fn open(&mut self) -> Result<(), BackendError> {
         let (data, their_data) = Channel::pair("data")
             .map_err(|errno| BackendError::Gone(format!("cannot make swtpm's data channel: {errno}")))?;
-        let (control, process) = self.config.place.open(self.config.version)?;
+        let (control, process) = self.config.place.open()?;
         let their_data = Some(their_data);
         self.peer = Some(Peer { data, their_data, control, process, is_ready: false, locality: None });
         self.new_descriptors = vec![Descriptor::Control, Descriptor::Data];
@@ -197,7 +196,7 @@ impl Swtpm {
             }
             Then::End => {
                 let process = self.peer.take().and_then(|peer| peer.process);
-                self.dying = process.and_then(Dying::ending);
+                self.dying = process;
                 if self.dying.is_none() {
                     return Ok(Some(self.report()));
                 }
@@ -252,9 +251,9 @@ impl Swtpm {
         }
         if let Some(channel) = [&peer.control, &peer.data].into_iter().find(|channel| channel.is_closed) {
             // Usually a process of ours has ended already, and can say how.
-            let status = peer.process.as_mut().and_then(|process| process.try_wait().ok().flatten());
-            let status = status.map_or_else(String::new, |status| format!(" and ended with {status}"));
-            return Err(BackendError::Gone(format!("swtpm has closed its {} channel{status}", channel.name)));
+            let end = peer.process.as_mut().and_then(Process::end);
+            let end = end.map_or_else(String::new, |end| format!(" and ended: {end}"));
+            return Err(BackendError::Gone(format!("swtpm has closed its {} channel{end}", channel.name)));
         }
         Ok(None)
     }
@@ -329,9 +328,9 @@ impl Swtpm {
 
     /// Whether a process that ended is gone.
     fn is_buried(&mut self) -> bool {
-        if self.dying.as_mut().is_some_and(|dying| !dying.has_ended()) {
-            return false;
-        }
+        let Some(dying) = &mut self.dying else { return true };
+        let Some(end) = dying.end() else { return false };
+        log::debug!("swtpm has ended: {end}");
         self.dying = None;
         true
     }
@@ -389,8 +388,9 @@ impl Backend for Swtpm {
 
     /// There is nothing to do: swtpm, 0.7.1 as well as 0.10, has one thread, which comes to read a request to cancel when
     /// the command has ended. At best it would do nothing then.
-    fn cancel(&mut self) {
+    fn cancel(&mut self) -> bool {
         log::debug!("swtpm cannot cancel a command; it is waited for");
+        false
     }
 
     fn poll(&mut self, response: &mut Vec<u8>) -> Option<Result<Done, BackendError>> {
@@ -410,13 +410,16 @@ impl Backend for Swtpm {
     fn kill(&mut self) {
         self.doing = Doing::Nothing;
         if let Some(dying) = &mut self.dying {
-            dying.hasten();
+            dying.kill();
         }
         let Some(peer) = self.peer.take() else { return };
         self.new_descriptors.clear();
-        if let Some(process) = peer.process {
-            self.dying = Dying::kill(process);
-            self.new_descriptors.extend(self.dying.as_ref().map(|_| Descriptor::Dying));
+        if let Some(mut process) = peer.process {
+            process.kill();
+            if process.end().is_none() {
+                self.dying = Some(process);
+                self.new_descriptors.push(Descriptor::Dying);
+            }
         } else if !peer.control.has_spoken && !peer.control.is_closed {
             log::warn!("swtpm has never answered: is another program attached to it, or is it stopped?");
         }
@@ -431,7 +434,7 @@ impl Backend for Swtpm {
         match descriptor {
             Descriptor::Control => self.peer.as_ref().map(|peer| peer.control.as_fd()),
             Descriptor::Data => self.peer.as_ref().map(|peer| peer.data.as_fd()),
-            Descriptor::Dying => self.dying.as_ref().map(Dying::descriptor),
+            Descriptor::Dying => self.dying.as_ref().map(Process::descriptor),
         }
     }
 }

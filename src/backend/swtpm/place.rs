@@ -2,20 +2,17 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::process::{CommandExt, parent_id};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use rustix::fs::{AtFlags, statat};
+use thiserror::Error;
 
 use super::channel::Channel;
 use crate::backend::BackendError;
+use crate::launch::{Launcher, Process, Program};
 use crate::state::{Blob, StateFolder};
 use crate::tpm::TpmVersion;
 
@@ -28,12 +25,10 @@ pub enum Place {
         control: PathBuf,
     },
     /// It is started for this TPM, and ends with it.
-    Spawn {
-        /// The program. A name without a slash is looked for in `PATH`.
-        program: PathBuf,
-        /// More arguments, behind our own.
-        arguments: Vec<OsString>,
-        /// Where its state lives: swtpm's own files. The lock is held as long as either of us lives.
+    Owned {
+        /// Starts it: the program of [`command`], directly or not.
+        launcher: Box<dyn Launcher>,
+        /// The folder that it was told to keep its state in; only the lock is used here.
         state: StateFolder,
     },
 }
@@ -43,19 +38,19 @@ impl Place {
     ///
     /// # Errors
     /// [`BackendError`]; nothing was started then.
-    pub(super) fn open(&self, version: TpmVersion) -> Result<(Channel, Option<Child>), BackendError> {
+    pub(super) fn open(&self) -> Result<(Channel, Option<Process>), BackendError> {
         match self {
             Self::Attach { control } => attach(control).map(|channel| (channel, None)),
-            Self::Spawn { program, arguments, state } => {
-                refuse_other_state(state)?;
-                let (channel, process) = spawn(program, arguments, state, version).map_err(|error| {
+            Self::Owned { launcher, .. } => {
+                let launched = Channel::pair("control")
+                    .map_err(io::Error::from)
+                    .and_then(|(control, theirs)| Ok((control, launcher.launch(theirs)?)));
+                let (control, process) = launched.map_err(|error| {
                     BackendError::Gone(format!(
-                        "cannot start {}: {error}; install swtpm, or give the path of the program",
-                        program.display()
+                        "cannot start swtpm: {error}; install it, or give the path of the program"
                     ))
                 })?;
-                log::debug!("swtpm process {} started", process.id());
-                Ok((channel, Some(process)))
+                Ok((control, Some(process)))
             }
         }
     }
@@ -79,71 +74,38 @@ fn attach(path: &Path) -> Result<Channel, BackendError> {
     })
 }
 
-/// A folder that holds the embedded TPM's state would get a second TPM beside it.
-fn refuse_other_state(state: &StateFolder) -> Result<(), BackendError> {
+/// A folder for swtpm's state has the embedded TPM's.
+#[derive(Debug, Error)]
+#[error(
+    "the state folder has the state of the embedded TPM ({0}), and swtpm would put another TPM beside it; take it over with \
+     `state export --to-swtpm DIR` and give that folder, or use the embedded TPM"
+)]
+pub struct OtherState(String);
+
+/// Refuses a folder in which swtpm would be a second TPM.
+///
+/// # Errors
+/// [`OtherState`].
+pub fn refuse_other_state(state: &StateFolder) -> Result<(), OtherState> {
     let [folder, _] = state.descriptors();
-    for version in [TpmVersion::V1_2, TpmVersion::V2_0] {
-        let name = Blob::Permanent.file_name(version);
-        match statat(folder, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
-            Err(rustix::io::Errno::NOENT) => {}
-            Ok(_) => {
-                return Err(BackendError::Refused(format!(
-                    "the state folder has the state of the embedded TPM ({name}), and swtpm would put another TPM beside \
-                     it; take it over with `state export --to-swtpm DIR` and give that folder, or use the embedded TPM"
-                )));
-            }
-            Err(errno) => return Err(BackendError::Refused(format!("cannot look into the state folder: {errno}"))),
-        }
-    }
-    Ok(())
+    let names = [TpmVersion::V1_2, TpmVersion::V2_0].map(|version| Blob::Permanent.file_name(version));
+    let found = names.into_iter().find(|name| {
+        !matches!(statat(folder, name.as_str(), AtFlags::SYMLINK_NOFOLLOW), Err(rustix::io::Errno::NOENT))
+    });
+    found.map_or(Ok(()), |name| Err(OtherState(name)))
 }
 
-fn spawn(
-    program: &Path,
-    arguments: &[OsString],
-    state: &StateFolder,
-    version: TpmVersion,
-) -> io::Result<(Channel, Child)> {
-    let (control, their_control) = Channel::pair("control")?;
-    let [folder, lock] = state.descriptors();
-    let (folder, lock) = (folder.try_clone_to_owned()?, lock.try_clone_to_owned()?);
-    let mut command = Command::new(program);
-    command
-        .arg("socket")
-        .arg("--ctrl")
-        .arg(format!("type=unixio,clientfd={}", their_control.as_raw_fd()))
-        // By its descriptor it is the folder that we have locked, whatever its path is or will be.
-        .arg("--tpmstate")
-        .arg(format!("dir=/proc/self/fd/{}", folder.as_raw_fd()))
-        // It ends with its data channel, thus with us; also behind a wrapper that the signal below does not go through.
-        .arg("--terminate")
-        .args((version == TpmVersion::V2_0).then_some("--tpm2"))
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        // What a terminal sends to a whole group of processes is for the server only.
-        .process_group(0);
-    let inherited = [their_control, folder, lock];
-    let server = std::process::id();
-    // SAFETY: what runs between fork and exec makes system calls and nothing else: no allocation, no lock.
-    #[expect(unsafe_code, reason = "only the new process itself can say that it is to end with its parent")]
-    unsafe {
-        command.pre_exec(move || prepare(&inherited, server));
-    }
-    let process = command.spawn()?;
-    Ok((control, process))
-}
-
-/// Prepares the new process, in which this runs: it ends with its parent and by nothing else, so that a signal sent to all
-/// processes of a service does not take the TPM away before the server has shut it down; and it gets what it is to have.
-fn prepare(inherited: &[OwnedFd], server: u32) -> io::Result<()> {
-    prctl::set_pdeathsig(Signal::SIGKILL)?;
-    if parent_id() != server {
-        return Err(Errno::ESRCH.into());
-    }
-    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]).thread_block()?;
-    for descriptor in inherited {
-        fcntl(descriptor.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
-    }
-    Ok(())
+/// The command that runs an swtpm for us: its control channel is its standard input.
+#[must_use]
+pub fn command(program: PathBuf, more: Vec<OsString>, state_dir: &Path, version: TpmVersion) -> Program {
+    let mut folder = OsString::from("dir=");
+    folder.push(state_dir);
+    let mut arguments: Vec<OsString> =
+        ["socket", "--ctrl", "type=unixio,clientfd=0", "--tpmstate"].map(Into::into).to_vec();
+    arguments.push(folder);
+    // It ends with its data channel, thus with us.
+    arguments.push("--terminate".into());
+    arguments.extend((version == TpmVersion::V2_0).then(|| "--tpm2".into()));
+    arguments.extend(more);
+    Program { path: program, arguments }
 }

@@ -1,0 +1,86 @@
+//! The spawner: the built program, asked for processes by the server's side of its protocol.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vfio_user_tpm::launch::{Launcher, Process, Program, Spawner, SpawnerConfig};
+
+fn spawner(command: &[&str]) -> Spawner {
+    let (path, arguments) = command.split_first().unwrap();
+    Spawner::start(SpawnerConfig {
+        spawner: env!("CARGO_BIN_EXE_vfio-user-tpm").into(),
+        log_level: log::LevelFilter::Warn,
+        program: Program { path: path.into(), arguments: arguments.iter().map(Into::into).collect() },
+    })
+    .unwrap()
+}
+
+fn spawn(spawner: &Spawner) -> (Process, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    (spawner.launch(theirs.into()).unwrap(), ours)
+}
+
+fn end_of(process: &mut Process) -> String {
+    loop {
+        if let Some(end) = process.end() {
+            return end.to_owned();
+        }
+        let mut source = [PollFd::new(process.descriptor(), PollFlags::POLLIN)];
+        assert_ne!(poll(&mut source, PollTimeout::from(60_000_u16)).unwrap(), 0, "nothing comes");
+    }
+}
+
+#[test]
+fn a_process_gets_its_standard_input_and_its_end_is_told() {
+    let spawner = spawner(&["sh", "-c", "read line; echo \"$line\" >&0; exit 3"]);
+    let (mut process, mut stdin) = spawn(&spawner);
+    assert_eq!(process.end(), None);
+    stdin.write_all(b"hello\n").unwrap();
+    let mut answer = String::new();
+    stdin.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "hello\n");
+    assert_eq!(end_of(&mut process), "exit status: 3");
+}
+
+#[test]
+fn a_process_can_be_killed() {
+    let spawner = spawner(&["cat"]);
+    let (mut process, mut stdin) = spawn(&spawner);
+    process.kill();
+    assert_eq!(end_of(&mut process), "signal: 9 (SIGKILL)");
+    assert_eq!(stdin.read(&mut [0; 1]).unwrap(), 0);
+}
+
+#[test]
+fn a_process_ends_with_its_handle_and_with_the_spawner() {
+    let spawner = spawner(&["cat"]);
+    let (mut process, mut stdin) = spawn(&spawner);
+    drop(process);
+    assert_eq!(stdin.read(&mut [0; 1]).unwrap(), 0);
+    let (_process, mut stdin) = spawn(&spawner);
+    drop(spawner);
+    assert_eq!(stdin.read(&mut [0; 1]).unwrap(), 0);
+}
+
+#[test]
+fn what_cannot_be_started_is_told() {
+    let spawner = spawner(&["/nonexistent/program"]);
+    let (mut process, _stdin) = spawn(&spawner);
+    let end = end_of(&mut process);
+    assert!(end.contains("/nonexistent/program: No such file"), "{end}");
+}
+
+#[test]
+fn a_server_gets_a_few_processes_and_no_more_until_one_has_ended() {
+    let spawner = spawner(&["cat"]);
+    let mut running: Vec<_> = (0..4).map(|_| spawn(&spawner)).collect();
+    let (mut refused, _stdin) = spawn(&spawner);
+    assert!(end_of(&mut refused).contains("too many"));
+    let (mut process, stdin) = running.pop().unwrap();
+    drop(stdin);
+    assert_eq!(end_of(&mut process), "exit status: 0");
+    let (mut another, _stdin) = spawn(&spawner);
+    another.kill();
+    assert!(end_of(&mut another).contains("SIGKILL"));
+}
