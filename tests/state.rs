@@ -339,9 +339,27 @@ fn what_has_no_room_changes_nothing_and_leaves_nothing() {
     place.run_under(&FULL, "export --state-dir state second").fails(&["cannot write"]);
     place.holds("other", None, 2);
     place.holds("state", None, 1);
+    assert_eq!((place.snapshot("other").len(), place.snapshot("state").len()), (2, 2));
     assert!(!place.path("second").exists());
     place.run("import --state-dir other --force exported").ok();
     place.holds("other", None, 1);
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_to_is_told_and_stays() {
+    let place = Place::plain();
+    place.run("export --state-dir state exported").ok();
+    // Root may write anywhere, unless it has none of root's powers.
+    let root = nix::unistd::geteuid().is_root();
+    let launcher: &[&str] = if root { &["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"] } else { &[] };
+    let before = place.snapshot("state");
+    fs::set_permissions(place.path("state"), fs::Permissions::from_mode(0o500)).unwrap();
+    place.run_under(launcher, "import --state-dir state --force exported").fails(&["cannot write", "still there"]);
+    place.run_under(launcher, "rekey --state-dir state --new-key-file key").fails(&["cannot write"]);
+    place.run_under(launcher, "anchor --state-dir state --rollback-anchor state/anchor").fails(&["cannot open"]);
+    place.run_under(launcher, "import --state-dir state/new exported").fails(&["cannot open the state folder"]);
+    fs::set_permissions(place.path("state"), fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(place.snapshot("state"), before);
 }
 
 /// The same limit kills by its signal: wherever that hits, the state is whole.
