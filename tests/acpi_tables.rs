@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 use vfio_user_tpm::acpi::{self, BehindBridge, Interface, Machine, PciAddress, Placement, TpmDevice};
-use vfio_user_tpm::description::{Config, Description, State};
+use vfio_user_tpm::description::{Config, Description, Source};
 use vfio_user_tpm::device;
 use vfio_user_tpm::tpm::TpmVersion;
 
@@ -40,7 +40,7 @@ struct Variant {
     path: &'static str,
     bridge_id: Option<&'static str>,
     version: TpmVersion,
-    state: State,
+    source: Source,
 }
 
 const VARIANTS: [Variant; 3] = [
@@ -50,7 +50,7 @@ const VARIANTS: [Variant; 3] = [
         path: "05.0",
         bridge_id: None,
         version: TpmVersion::V2_0,
-        state: State::Folder,
+        source: Source::Embedded,
     },
     Variant {
         name: "pc-tpm-1.2",
@@ -58,7 +58,7 @@ const VARIANTS: [Variant; 3] = [
         path: "05.0",
         bridge_id: None,
         version: TpmVersion::V1_2,
-        state: State::Ephemeral,
+        source: Source::Ephemeral,
     },
     Variant {
         name: "behind-root-port",
@@ -66,7 +66,7 @@ const VARIANTS: [Variant; 3] = [
         path: "06.1/00.0",
         bridge_id: Some("rp0"),
         version: TpmVersion::V2_0,
-        state: State::Ephemeral,
+        source: Source::Ephemeral,
     },
 ];
 
@@ -86,7 +86,7 @@ impl Variant {
             program_version: "0.0.0".to_owned(),
             device: self.device(),
             socket_path: "/run/vm/tpm.sock".into(),
-            state: self.state,
+            source: self.source,
         })
         .unwrap()
     }

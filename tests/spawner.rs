@@ -55,7 +55,7 @@ fn a_process_can_be_killed() {
 #[test]
 fn a_process_ends_with_its_handle_and_with_the_spawner() {
     let spawner = spawner(&["cat"]);
-    let (mut process, mut stdin) = spawn(&spawner);
+    let (process, mut stdin) = spawn(&spawner);
     drop(process);
     assert_eq!(stdin.read(&mut [0; 1]).unwrap(), 0);
     let (_process, mut stdin) = spawn(&spawner);

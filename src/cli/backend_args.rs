@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use log::LevelFilter;
 
+use super::key_args::KeyArgs;
 use crate::backend::Backend;
 use crate::backend::embedded::{Embedded, EmbeddedTpm};
 use crate::backend::passthrough::{self, HostTpm, PROBE_LIMIT, Passthrough};
@@ -28,6 +29,9 @@ pub(super) struct BackendArgs {
     /// are gone when the program ends
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    keys: KeyArgs,
 
     /// With --backend=swtpm: the control socket of a swtpm that runs
     #[arg(long, value_name = "PATH")]
@@ -65,7 +69,7 @@ pub(super) enum BackendKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum BackendConfig {
     /// libtpms in a worker process, ephemeral without a folder.
-    Embedded { state_dir: Option<PathBuf> },
+    Embedded { state_dir: Option<PathBuf>, keys: KeyArgs },
     /// A swtpm that runs.
     SwtpmAttached { control: PathBuf },
     /// A swtpm that is ours.
@@ -76,7 +80,7 @@ pub(super) enum BackendConfig {
 
 impl BackendArgs {
     pub(super) fn config(&self) -> anyhow::Result<BackendConfig> {
-        let Self { backend, state_dir, swtpm_ctrl, swtpm_exec, swtpm_args, tpm_path, cancel_path } = self.clone();
+        let Self { backend, state_dir, keys, swtpm_ctrl, swtpm_exec, swtpm_args, tpm_path, cancel_path } = self.clone();
         let given = [
             ("--swtpm-ctrl", swtpm_ctrl.is_some(), BackendKind::Swtpm),
             ("--swtpm-exec", swtpm_exec.is_some(), BackendKind::Swtpm),
@@ -84,13 +88,23 @@ impl BackendArgs {
             ("--tpm-path", tpm_path.is_some(), BackendKind::Passthrough),
             ("--cancel-path", cancel_path.is_some(), BackendKind::Passthrough),
         ];
+        match (keys.given(), backend, &state_dir) {
+            (Some(flag), BackendKind::Embedded, None) => {
+                bail!("{flag} protects a TPM's state, and there is none without --state-dir")
+            }
+            (Some(flag), BackendKind::Swtpm | BackendKind::Passthrough, _) => bail!(
+                "{flag} is for --backend=embedded, and this is {}; swtpm has --key, which --swtpm-arg passes on",
+                name(backend)
+            ),
+            _ => {}
+        }
         for (flag, given, of) in given {
             if given && of != backend {
                 bail!("{flag} is for --backend={}, and this is {}", name(of), name(backend));
             }
         }
         Ok(match (backend, swtpm_ctrl, swtpm_exec) {
-            (BackendKind::Embedded, ..) => BackendConfig::Embedded { state_dir },
+            (BackendKind::Embedded, ..) => BackendConfig::Embedded { state_dir, keys },
             (BackendKind::Swtpm, Some(_), Some(_)) => {
                 bail!("give either --swtpm-ctrl, to attach to a swtpm, or --swtpm-exec, to start one")
             }
@@ -122,6 +136,13 @@ impl BackendArgs {
 
 fn name(kind: BackendKind) -> String {
     kind.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+impl BackendArgs {
+    /// The flags that protect the state.
+    pub(super) fn keys(&self) -> &KeyArgs {
+        &self.keys
+    }
 }
 
 impl BackendConfig {
@@ -156,8 +177,10 @@ impl BackendConfig {
             Spawner::start(config).context("cannot start a process")
         };
         Ok(match self {
-            Self::Embedded { state_dir } => {
+            Self::Embedded { state_dir, keys } => {
                 let state = state_dir.as_deref().map(StateFolder::open).transpose()?;
+                let state = state.map(|folder| keys.protect(folder)).transpose()?;
+                state.as_ref().map_or(Ok(()), StateFolder::refuse_swtpm)?;
                 match &state_dir {
                     Some(folder) => log::info!("TPM {version}, its state in {}", folder.display()),
                     None => {
@@ -172,8 +195,14 @@ impl BackendConfig {
             }
             Self::SwtpmOwned { program, arguments, state_dir } => {
                 let state_dir = std::path::absolute(state_dir).context("cannot tell where the state folder is")?;
+                if state_dir.as_os_str().as_encoded_bytes().contains(&b',') {
+                    bail!(
+                        "{} has a comma in it, at which swtpm would split it: choose another folder",
+                        state_dir.display()
+                    );
+                }
                 let state = StateFolder::open(&state_dir)?;
-                swtpm::refuse_other_state(&state)?;
+                state.refuse_embedded()?;
                 log::info!("TPM {version} of {}, its state in {}", program.display(), state_dir.display());
                 let launcher = Box::new(spawner(swtpm::command(program, arguments, &state_dir, version))?);
                 let place = Place::Owned { launcher, state };
@@ -195,8 +224,8 @@ impl BackendConfig {
     /// What a description says of it.
     pub(super) fn source(&self) -> Source {
         match self {
-            Self::Embedded { state_dir: None } => Source::Ephemeral,
-            Self::Embedded { state_dir: Some(_) } => Source::Embedded,
+            Self::Embedded { state_dir: None, .. } => Source::Ephemeral,
+            Self::Embedded { state_dir: Some(_), .. } => Source::Embedded,
             Self::SwtpmAttached { .. } => Source::SwtpmAttached,
             Self::SwtpmOwned { .. } => Source::SwtpmOwned,
             Self::Host { .. } => Source::Host,
@@ -223,7 +252,6 @@ mod tests {
     #[test]
     fn the_default_is_an_embedded_ephemeral_tpm_2_0() {
         let config = config("").unwrap();
-        assert_eq!(config, BackendConfig::Embedded { state_dir: None });
         assert_eq!((config.source(), config.version(None).unwrap()), (Source::Ephemeral, TpmVersion::V2_0));
     }
 
@@ -268,6 +296,8 @@ mod tests {
             ("--backend=swtpm --swtpm-ctrl=/c --swtpm-arg=x", "--swtpm-exec"),
             ("--backend=swtpm --swtpm-exec", "--state-dir"),
             ("--backend=passthrough --state-dir=/s", "cannot leave"),
+            ("--key-file=/k", "--state-dir"),
+            ("--backend=swtpm --swtpm-exec --state-dir=/s --rollback-anchor=/a", "--backend=embedded"),
         ] {
             let error = config(args).unwrap_err().to_string();
             assert!(error.contains(expected), "{args}: {error}");

@@ -4,6 +4,8 @@ mod backend_args;
 mod capabilities;
 mod describe;
 mod device_args;
+mod inherited;
+mod key_args;
 mod ready;
 mod run;
 mod serve;

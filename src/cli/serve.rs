@@ -1,17 +1,16 @@
 //! Serving the TPM: the program without a subcommand.
 
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, RawFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::backend_args::{BackendArgs, BackendConfig};
 use super::device_args::{DeviceArgs, description_of};
-use super::{log_level, ready, signals, start_log};
+use super::{inherited, log_level, ready, signals, start_log};
 use crate::acpi::TpmDevice as DeviceDescription;
 use crate::description::Description;
 use crate::device::TpmDevice;
@@ -41,7 +40,7 @@ pub(super) struct ServeArgs {
 #[derive(Debug, Args)]
 pub(super) struct TpmArgs {
     #[command(flatten)]
-    backend: BackendArgs,
+    pub(super) backend: BackendArgs,
 
     #[command(flatten)]
     device: DeviceArgs,
@@ -72,7 +71,7 @@ struct SocketArgs {
     socket_path: Option<PathBuf>,
 
     /// Inherited descriptor to serve instead: of a listening socket, or of one connection
-    #[arg(long, value_name = "FD", value_parser = clap::value_parser!(RawFd).range(3..))]
+    #[arg(long, value_name = "FD", value_parser = inherited::number())]
     fd: Option<RawFd>,
 }
 
@@ -116,6 +115,9 @@ impl TryFrom<ServeArgs> for Config {
             (None, Some(fd)) => Endpoint::Descriptor(fd),
             _ => bail!("give either --socket-path or --fd"),
         };
+        if args.backend.keys().descriptor().is_some() && args.backend.keys().descriptor() == socket.fd {
+            bail!("--fd and --key-fd are the same descriptor");
+        }
         let description = match (description, &endpoint) {
             (None, _) => None,
             (Some(folder), Endpoint::Path(socket)) => {
@@ -185,7 +187,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
             }
             claim.listen()?
         }
-        Endpoint::Descriptor(fd) => Listener::from_fd(inherited(*fd)?)?,
+        Endpoint::Descriptor(fd) => Listener::from_fd(inherited::take("--fd", *fd)?)?,
     };
     let mut server = Server::new(listener)?;
     if config.obey_parent_only {
@@ -208,28 +210,13 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes over a descriptor that the starting process left open for us.
-fn inherited(fd: RawFd) -> anyhow::Result<OwnedFd> {
-    // SAFETY: only numbers from 3 on are accepted, this is called once, and before it nothing was opened that could
-    // have this number but was not inherited: were it so, the next line would say that it is closed on exec.
-    #[expect(unsafe_code, reason = "a descriptor given by number")]
-    let descriptor = unsafe { OwnedFd::from_raw_fd(fd) };
-    match fcntl(&descriptor, FcntlArg::F_GETFD).map(FdFlag::from_bits_retain) {
-        Ok(flags) if !flags.contains(FdFlag::FD_CLOEXEC) => Ok(descriptor),
-        Ok(_) | Err(_) => {
-            // Not ours to close.
-            std::mem::forget(descriptor);
-            bail!("--fd={fd}: no such descriptor was inherited; the starting process must leave it open")
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
 
     use super::super::Cli;
     use super::*;
+    use crate::description::Source;
     use crate::tpm::TpmVersion;
 
     fn config(args: &[&str]) -> anyhow::Result<Config> {
@@ -243,7 +230,7 @@ mod tests {
         assert_eq!(config.endpoint, Endpoint::Path("/run/tpm.sock".into()));
         assert_eq!(config.startup, StartupPolicy::Clear);
         assert_eq!(config.device.identity, crate::device::identity(0x7666, 0x5450));
-        assert!(config.description.is_none() && config.backend == BackendConfig::Embedded { state_dir: None });
+        assert!(config.description.is_none() && config.backend.source() == Source::Ephemeral);
         assert!(!config.reset_on_connect && !config.registers.guest_locality_4);
     }
 

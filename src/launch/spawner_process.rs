@@ -9,7 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
 use super::Program;
-use super::direct::Started;
+use super::direct::{Started, close_inherited};
 use super::spawner::{MAX_END, REQUEST};
 use crate::worker::frame;
 
@@ -22,6 +22,9 @@ pub enum SpawnerError {
     /// A system call failed.
     #[error("the spawner's socket failed; a spawner is started by the server, with the socket as standard input")]
     Socket(#[from] Errno),
+    /// What it was started with cannot be closed.
+    #[error("cannot close inherited descriptors")]
+    Inherited(#[from] io::Error),
     /// The server said something that is not in the protocol.
     #[error("the server broke the spawner's protocol")]
     Protocol,
@@ -40,6 +43,8 @@ struct Child {
 /// # Errors
 /// [`SpawnerError`].
 pub fn run(socket: BorrowedFd<'_>, program: &Program) -> Result<(), SpawnerError> {
+    // A socket for clients, a key: none of it is for the processes that are started here.
+    close_inherited()?;
     let mut children: Vec<Child> = Vec::new();
     loop {
         match wait(socket, &children)? {

@@ -4,6 +4,7 @@
 //! payload. Both sides are the same program on the same machine, and yet a worker that was taken over may send
 //! anything: a frame that is not exactly as described here is an error, never a guess.
 
+use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -12,13 +13,15 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recv
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::state::MASTER_SIZE;
 use crate::tpm::{BUFFER_SIZE, HEADER_SIZE, Locality, TpmVersion};
 
 /// Bytes in the largest frame.
 pub const MAX_FRAME: usize = size_of::<FrameHeader>() + BUFFER_SIZE;
 
-/// Most descriptors that come with a frame: cancel socket, state folder, lock; or cancel socket, device, cancel file.
-const MAX_DESCRIPTORS: usize = 3;
+/// Most descriptors that come with a frame: cancel socket, state folder, lock, rollback anchor; or cancel socket, device,
+/// cancel file.
+const MAX_DESCRIPTORS: usize = 4;
 
 const START: u8 = 0x01;
 const INITIALIZE: u8 = 0x02;
@@ -41,11 +44,11 @@ struct FrameHeader {
 }
 
 /// What the server asks of the worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Request<'a> {
-    /// The first frame, never answered. With it come the cancel socket and, unless the TPM is ephemeral, the state
-    /// folder and its lock.
-    Start(TpmVersion),
+    /// The first frame, never answered: the TPM's version, and the master key if its state is sealed. With it come the
+    /// cancel socket and, unless the TPM is ephemeral, the state folder, its lock and perhaps its rollback anchor.
+    Start(TpmVersion, Option<&'a [u8; MASTER_SIZE]>),
     /// The first frame for a TPM that is a device of the host, never answered. With it come the cancel socket, the device
     /// and, if there is one, the file that cancels its command.
     StartDevice(DeviceProperties),
@@ -97,7 +100,7 @@ impl<'a> Request<'a> {
     pub fn encode(self, sequence: u32, frame: &mut Vec<u8>) {
         let size;
         let (kind, detail, payload): (_, _, &[u8]) = match self {
-            Self::Start(version) => (START, version_number(version), &[]),
+            Self::Start(version, key) => (START, version_number(version), key.map_or(&[], |key| key)),
             Self::StartDevice(DeviceProperties { version, command_size }) => {
                 size = command_size.to_ne_bytes();
                 (START_DEVICE, version_number(version), &size)
@@ -119,7 +122,11 @@ impl<'a> Request<'a> {
         let (header, payload) = get(frame).ok_or_else(error)?;
         let locality = || Locality::new(header.detail);
         let request = match (header.kind, payload.is_empty()) {
-            (START, true) => version(header.detail).map(Self::Start),
+            (START, true) => version(header.detail).map(|version| Self::Start(version, None)),
+            (START, false) => match (version(header.detail), payload.try_into()) {
+                (Some(version), Ok(key)) => Some(Self::Start(version, Some(key))),
+                _ => None,
+            },
             (START_DEVICE, false) => DeviceProperties::decode(header.detail, payload).map(Self::StartDevice),
             (INITIALIZE, true) => Some(Self::Initialize),
             (EXECUTE, false) => locality().map(|locality| Self::Execute(locality, payload)),
@@ -179,6 +186,22 @@ impl<'a> Reply<'a> {
             _ => None,
         };
         Ok((header.sequence, reply.ok_or_else(error)?))
+    }
+}
+
+/// Without what the frame carries: a key, or a guest's secrets.
+impl fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start(version, key) => {
+                write!(f, "Start({version}, {})", if key.is_some() { "sealed" } else { "plain" })
+            }
+            Self::StartDevice(properties) => f.debug_tuple("StartDevice").field(properties).finish(),
+            Self::Initialize => f.write_str("Initialize"),
+            Self::Execute(locality, command) => write!(f, "Execute({locality}, {} bytes)", command.len()),
+            Self::ResetEstablished(locality) => write!(f, "ResetEstablished({locality})"),
+            Self::Terminate => f.write_str("Terminate"),
+        }
     }
 }
 
@@ -275,8 +298,8 @@ mod tests {
 
     fn requests() -> Vec<Request<'static>> {
         vec![
-            Request::Start(TpmVersion::V1_2),
-            Request::Start(TpmVersion::V2_0),
+            Request::Start(TpmVersion::V1_2, None),
+            Request::Start(TpmVersion::V2_0, Some(&[0x5a; MASTER_SIZE])),
             Request::StartDevice(DeviceProperties { version: TpmVersion::V1_2, command_size: 1024 }),
             Request::Initialize,
             Request::Execute(Locality::FOUR, &[7; BUFFER_SIZE]),
@@ -306,6 +329,21 @@ mod tests {
             reply.encode(u32::MAX, &mut frame);
             assert_eq!(Reply::decode(&frame), Ok((u32::MAX, reply)));
         }
+    }
+
+    #[test]
+    fn a_start_with_part_of_a_key_is_refused() {
+        let mut frame = Vec::new();
+        Request::Start(TpmVersion::V2_0, Some(&[0x5a; MASTER_SIZE])).encode(1, &mut frame);
+        assert!(Request::decode(&frame[..frame.len() - 1]).is_err());
+        frame.push(0);
+        assert!(Request::decode(&frame).is_err());
+    }
+
+    #[test]
+    fn a_key_is_never_printed() {
+        let request = Request::Start(TpmVersion::V2_0, Some(&[0x5a; MASTER_SIZE]));
+        assert_eq!(format!("{request:?}"), "Start(2.0, sealed)");
     }
 
     #[test]

@@ -3,19 +3,19 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::errno::Errno;
-use nix::libc;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use thiserror::Error;
+use zeroize::Zeroize;
 
 use super::cancel::{self, Cancel, Ended};
 use super::device::DeviceTpm;
 use super::frame::{self, FrameError, MAX_FRAME, Reply, Request};
 use super::libtpms::Tpm;
 use super::nvram::Nvram;
-use crate::state::StateFolder;
+use crate::launch;
+use crate::state::{Anchor, Key, StateFolder};
 use crate::tpm::{Locality, TpmVersion};
 
 /// Why the worker cannot go on. It then ends, and the server sees its socket closed.
@@ -73,7 +73,11 @@ pub fn run(socket: BorrowedFd<'_>) -> Result<(), WorkerError> {
     prepare()?;
     let mut buffer = vec![0; MAX_FRAME];
     let ended = Ended::default();
-    let Some(mut tpm) = receive_start(socket, &mut buffer, &ended)? else { return Ok(()) };
+    let tpm = receive_start(socket, &mut buffer, &ended);
+    // A key may be in it.
+    buffer.zeroize();
+    buffer.resize(MAX_FRAME, 0);
+    let Some(mut tpm) = tpm? else { return Ok(()) };
     let (mut response, mut reply) = (Vec::with_capacity(MAX_FRAME), Vec::with_capacity(MAX_FRAME));
     loop {
         let frame = frame::receive(socket, &mut buffer).map_err(WorkerError::Socket)?;
@@ -94,7 +98,7 @@ pub fn run(socket: BorrowedFd<'_>) -> Result<(), WorkerError> {
 /// Carries out one request.
 fn answer<'a>(tpm: &mut dyn HeldTpm, request: Request<'_>, response: &'a mut Vec<u8>) -> Result<Reply<'a>, String> {
     match request {
-        Request::Start(_) | Request::StartDevice(_) => return Err("START came twice".to_owned()),
+        Request::Start(..) | Request::StartDevice(_) => return Err("START came twice".to_owned()),
         Request::Initialize => tpm.initialize()?,
         Request::Execute(locality, command) => {
             tpm.process(locality, command, response)?;
@@ -119,12 +123,14 @@ fn receive_start(
     let (_, request) = Request::decode(frame)?;
     let mut descriptors = descriptors.into_iter();
     let Some(cancel_socket) = descriptors.next() else { return Err(WorkerError::NotStarted) };
-    let (tpm, cancel): (Box<dyn HeldTpm>, _) = match (request, descriptors.next(), descriptors.next()) {
-        (Request::Start(version), None, None) => (library(version, None)?, Cancel::Library),
-        (Request::Start(version), Some(dir), Some(lock)) => {
-            (library(version, Some(StateFolder::shared(dir, lock)))?, Cancel::Library)
+    let received = [descriptors.next(), descriptors.next(), descriptors.next()];
+    let (tpm, cancel): (Box<dyn HeldTpm>, _) = match (request, received) {
+        (Request::Start(version, _), [None, None, None]) => (library(version, None)?, Cancel::Library),
+        (Request::Start(version, key), [Some(dir), Some(lock), anchor]) => {
+            let folder = StateFolder::shared(dir, lock).with_key(key.map(Key::from_master));
+            (library(version, Some(folder.with_anchor(anchor.map(Anchor::shared))))?, Cancel::Library)
         }
-        (Request::StartDevice(properties), Some(device), cancel_file) => (
+        (Request::StartDevice(properties), [Some(device), cancel_file, None]) => (
             Box::new(DeviceTpm::new(device, properties).map_err(WorkerError::Tpm)?),
             cancel_file.map_or(Cancel::Impossible, Cancel::File),
         ),
@@ -142,7 +148,7 @@ fn library(version: TpmVersion, folder: Option<StateFolder>) -> Result<Box<dyn H
 /// not take the TPM away before the server has shut it down. And what it holds stays with it.
 fn prepare() -> io::Result<()> {
     // Whatever the server was started with: it is none of the TPM's business.
-    close_inherited()?;
+    launch::close_inherited()?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // No dump of the memory that holds the seeds, and no debugger of the same user.
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
@@ -159,15 +165,4 @@ fn prepare() -> io::Result<()> {
     ];
     SigSet::from_iter(ignored).thread_block()?;
     Ok(())
-}
-
-fn close_inherited() -> io::Result<()> {
-    // SAFETY: nothing in this process has opened a descriptor yet; those above 2 belong to nobody.
-    #[expect(unsafe_code, reason = "there is no safe face for it")]
-    let closed = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
-    match Errno::result(closed) {
-        // Linux before 5.9 cannot do this; the server's own descriptors are closed on exec anyway.
-        Ok(_) | Err(Errno::ENOSYS) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
 }

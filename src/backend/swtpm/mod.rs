@@ -23,7 +23,7 @@ use crate::launch::Process;
 use crate::tpm::{BUFFER_SIZE, HEADER_SIZE, Header, Locality, TpmVersion};
 use channel::Channel;
 use control::{Capabilities, Config, MAX_REPLY, Reply, Request, ResultCode};
-pub use place::{OtherState, Place, command, refuse_other_state};
+pub use place::{Place, command};
 use specification::Specification;
 
 /// What this driver cannot do without.

@@ -7,13 +7,11 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use rustix::fs::{AtFlags, statat};
-use thiserror::Error;
 
 use super::channel::Channel;
 use crate::backend::BackendError;
 use crate::launch::{Launcher, Process, Program};
-use crate::state::{Blob, StateFolder};
+use crate::state::StateFolder;
 use crate::tpm::TpmVersion;
 
 /// Where an swtpm is.
@@ -72,27 +70,6 @@ fn attach(path: &Path) -> Result<Channel, BackendError> {
         };
         BackendError::Gone(format!("cannot connect to swtpm's control socket {}: {errno}; {advice}", path.display()))
     })
-}
-
-/// A folder for swtpm's state has the embedded TPM's.
-#[derive(Debug, Error)]
-#[error(
-    "the state folder has the state of the embedded TPM ({0}), and swtpm would put another TPM beside it; take it over with \
-     `state export --to-swtpm DIR` and give that folder, or use the embedded TPM"
-)]
-pub struct OtherState(String);
-
-/// Refuses a folder in which swtpm would be a second TPM.
-///
-/// # Errors
-/// [`OtherState`].
-pub fn refuse_other_state(state: &StateFolder) -> Result<(), OtherState> {
-    let [folder, _] = state.descriptors();
-    let names = [TpmVersion::V1_2, TpmVersion::V2_0].map(|version| Blob::Permanent.file_name(version));
-    let found = names.into_iter().find(|name| {
-        !matches!(statat(folder, name.as_str(), AtFlags::SYMLINK_NOFOLLOW), Err(rustix::io::Errno::NOENT))
-    });
-    found.map_or(Ok(()), |name| Err(OtherState(name)))
 }
 
 /// The command that runs an swtpm for us: its control channel is its standard input.

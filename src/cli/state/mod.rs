@@ -1,5 +1,10 @@
 //! `state`: looking at stored state, checking and moving it. One file a command.
 
+mod anchor;
+mod export;
+mod exported;
+mod import;
+mod rekey;
 mod show;
 mod verify;
 
@@ -25,6 +30,10 @@ pub(super) struct StateArgs {
 enum Command {
     Show(show::ShowArgs),
     Verify(verify::VerifyArgs),
+    Export(export::ExportArgs),
+    Import(import::ImportArgs),
+    Rekey(rekey::RekeyArgs),
+    Anchor(anchor::AnchorArgs),
 }
 
 /// The state to work on.
@@ -47,5 +56,9 @@ pub(super) fn run(args: StateArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Show(args) => show::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Rekey(args) => rekey::run(&args),
+        Command::Anchor(args) => anchor::run(&args),
     }
 }
