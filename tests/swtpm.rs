@@ -45,10 +45,7 @@ impl Case {
         Self::each(version, |_, _| None)
     }
 
-    fn each(
-        version: TpmVersion,
-        listen: impl Fn(&Path, &Path) -> Option<Listening>,
-    ) -> impl Iterator<Item = Self> {
+    fn each(version: TpmVersion, listen: impl Fn(&Path, &Path) -> Option<Listening>) -> impl Iterator<Item = Self> {
         programs().iter().map(move |program| {
             let folder = tempfile::tempdir().unwrap();
             let listening = listen(program, folder.path());

@@ -66,7 +66,10 @@ impl Channel {
                     self.has_spoken = true;
                     self.inbox.extend(buffer.iter().take(length));
                     if self.inbox.len() > limit {
-                        return Err(format!("swtpm sent over {limit} bytes on its {} channel, more than any answer has", self.name));
+                        return Err(format!(
+                            "swtpm sent over {limit} bytes on its {} channel, more than any answer has",
+                            self.name
+                        ));
                     }
                 }
                 Err(Errno::EAGAIN) => break,

@@ -40,7 +40,8 @@ const REQUIRED: Capabilities = Capabilities::INIT
     .union(Capabilities::GET_INFO);
 
 /// [`BUFFER_SIZE`] as swtpm is told it.
-const WIRE_BUFFER_SIZE: u32 = BUFFER_SIZE as u32;
+const WIRE_BUFFER_SIZE: u32 = 4096;
+const _: () = assert!(WIRE_BUFFER_SIZE as usize == BUFFER_SIZE);
 
 /// The command by which an swtpm that was started with `--locality allow-set-locality` lets a guest choose its locality
 /// (`TPM_CC_SET_LOCALITY`, `TPM2_CC_SET_LOCALITY`).

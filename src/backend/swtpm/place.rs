@@ -31,7 +31,7 @@ pub enum Place {
     Spawn {
         /// The program. A name without a slash is looked for in `PATH`.
         program: PathBuf,
-        /// More arguments, behind our own.
+        /// More arguments, behind our own. What it prints about errors goes to our standard error.
         arguments: Vec<OsString>,
         /// Where its state lives: swtpm's own files. The lock is held as long as either of us lives.
         state: StateFolder,
@@ -48,6 +48,10 @@ impl Place {
             Self::Attach { control } => attach(control).map(|channel| (channel, None)),
             Self::Spawn { program, arguments, state } => {
                 refuse_other_state(state)?;
+                if arguments.iter().any(|argument| argument == "-d" || argument == "--daemon") {
+                    let text = "swtpm must not go into the background, where nobody could end it: leave out --daemon";
+                    return Err(BackendError::Refused(text.to_owned()));
+                }
                 let (channel, process) = spawn(program, arguments, state, version).map_err(|error| {
                     BackendError::Gone(format!(
                         "cannot start {}: {error}; install swtpm, or give the path of the program",
@@ -62,16 +66,13 @@ impl Place {
 }
 
 fn attach(path: &Path) -> Result<Channel, BackendError> {
-    let connected = socket(
-        AddressFamily::Unix,
-        SockType::Stream,
-        SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
-        None,
-    )
-    .and_then(|socket| {
-        connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-        Channel::new("control", socket)
-    });
+    let connected =
+        socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None).and_then(
+            |socket| {
+                connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+                Channel::new("control", socket)
+            },
+        );
     connected.map_err(|errno| {
         let advice = match errno {
             Errno::EAGAIN => "too many wait to be connected already: is it stopped, or is another program attached?",

@@ -100,12 +100,13 @@ fn values_are_read() {
     assert_eq!(parse(Request::SetBufferSize(0)), "BufferSize { size: 4096, minimum: 2816, maximum: 4096 }");
     let blob = Request::GetStateBlob { blob: Blob::Permanent, offset: 0, decrypted: false };
     assert_eq!(parse(blob), "StateBlob { encrypted: true, total: 4, data: [100, 97, 116, 97] }");
-    let Ok(Some(Reply::Capabilities(capabilities))) = Request::GetCapability.parse_reply(&reply(&[0x8000_0000, 3], &[]))
+    let Ok(Some(Reply::Capabilities(capabilities))) =
+        Request::GetCapability.parse_reply(&reply(&[0x8000_0000, 3], &[]))
     else {
         panic!("capabilities")
     };
     assert!(capabilities.contains(Capabilities::INIT | Capabilities::SHUTDOWN));
-    assert_eq!(capabilities.names().to_string(), "INIT, SHUTDOWN");
+    assert_eq!(capabilities.names(), "INIT, SHUTDOWN");
 }
 
 #[test]
