@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use common::engine::EngineTpm;
 use common::tpm_commands::*;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use tempfile::TempDir;
@@ -86,7 +87,7 @@ struct Fake {
     /// The fault, and at which message; taken when it happens.
     fault: Arc<Mutex<Option<(usize, Fault)>>>,
     happened: Receiver<()>,
-    /// Answers come byte by byte.
+    /// How many have come.
     messages: Arc<AtomicUsize>,
 }
 
@@ -95,6 +96,7 @@ impl Fake {
         Self::playing(fault, false)
     }
 
+    /// As [`new`](Self::new); its answers may come byte by byte.
     fn playing(fault: Option<(usize, Fault)>, dribbles: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("control")).unwrap();
@@ -153,7 +155,7 @@ impl Player {
             let on_data = {
                 let mut waiting = vec![PollFd::new(control.as_fd(), PollFlags::POLLIN)];
                 waiting.extend(data.as_ref().map(|data| PollFd::new(data.as_fd(), PollFlags::POLLIN)));
-                poll(&mut waiting, PollTimeout::NONE).unwrap();
+                while poll(&mut waiting, PollTimeout::NONE) == Err(Errno::EINTR) {}
                 waiting.get(1).is_some_and(|data| data.any().unwrap())
             };
             let answer = if on_data {

@@ -77,8 +77,7 @@ pub struct SwtpmConfig {
     pub place: Place,
 }
 
-/// A TPM that an swtpm runs.
-#[derive(Debug)]
+/// A TPM that an swtpm runs. What it is asked and answers may be secret; so it cannot be printed.
 pub struct Swtpm {
     config: SwtpmConfig,
     peer: Option<Peer>,
@@ -97,7 +96,6 @@ pub struct Swtpm {
 }
 
 /// A connected swtpm. The data channel is closed first, so that swtpm has always given it up when it takes its next client.
-#[derive(Debug)]
 struct Peer {
     data: Channel,
     /// swtpm's end of the data channel, until it gets it.
