@@ -3,142 +3,68 @@
 mod common;
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use common::engine::EngineTpm;
 use common::tpm_commands::*;
-use mio::{Events, Poll, Token};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
 use vfio_user_tpm::backend::worker::WorkerConfig;
-use vfio_user_tpm::engine::{Engine, Wakeup};
-use vfio_user_tpm::platform::{Platform, StartupPolicy};
 use vfio_user_tpm::state::{Anchor, Key, StateFolder};
-use vfio_user_tpm::tpm::{Locality, TpmVersion};
+use vfio_user_tpm::tpm::TpmVersion;
 
 const NV: u32 = 0x0150_0001;
 
-/// Nothing that is expected takes this long; a test that waits so long has failed.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// An engine and the loop that it needs.
-struct Tpm {
-    engine: Engine,
-    poll: Poll,
-    events: Events,
+fn start(state: Option<&Path>) -> EngineTpm {
+    start_version(TpmVersion::V2_0, state)
 }
 
-impl Tpm {
-    fn start(state: Option<&Path>) -> Self {
-        Self::start_version(TpmVersion::V2_0, state)
-    }
-
-    fn start_version(version: TpmVersion, state: Option<&Path>) -> Self {
-        Self::start_in(version, state.map(|path| StateFolder::open(path).unwrap()))
-    }
-
-    fn start_in(version: TpmVersion, state: Option<StateFolder>) -> Self {
-        let poll = Poll::new().unwrap();
-        let wakeup = Wakeup { registry: poll.registry().try_clone().unwrap(), token: Token(1) };
-        let tpm = EmbeddedTpm { version, state };
-        let worker = WorkerConfig {
-            program: PathBuf::from(env!("CARGO_BIN_EXE_vfio-user-tpm")),
-            log_level: log::LevelFilter::Warn,
-        };
-        let backend = Embedded::new(tpm, worker);
-        let platform = Platform::new(version, StartupPolicy::Clear);
-        let mut engine = Engine::new(Box::new(backend), platform, Some(wakeup));
-        engine.reset(Instant::now());
-        Self { engine, poll, events: Events::with_capacity(8) }
-    }
-
-    /// Waits for the backend once. Without a deadline of the engine's there must be something to wait for.
-    fn turn(&mut self) {
-        let deadline = self.engine.deadline();
-        let wait = deadline.map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()));
-        match self.poll.poll(&mut self.events, Some(wait)) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
-            polled => polled.unwrap(),
-        }
-        assert!(deadline.is_some() || !self.events.is_empty(), "nothing comes from the backend");
-        self.engine.poll(Instant::now());
-    }
-
-    fn begin(&mut self, locality: u8, command: &[u8]) {
-        self.engine.execute(Locality::new(locality).unwrap(), command, Instant::now());
-    }
-
-    fn response(&mut self) -> Vec<u8> {
-        loop {
-            if let Some(response) = self.engine.take_response() {
-                return response.to_vec();
-            }
-            self.turn();
-        }
-    }
-
-    fn run_at(&mut self, locality: u8, command: &[u8]) -> Vec<u8> {
-        self.begin(locality, command);
-        self.response()
-    }
-
-    fn run(&mut self, command: &[u8]) -> Vec<u8> {
-        self.run_at(0, command)
-    }
-
-    fn ok(&mut self, command: &[u8]) -> Vec<u8> {
-        let response = self.run(command);
-        assert_eq!(code_of(&response), RC_SUCCESS, "{command:02x?}");
-        response
-    }
-
-    fn reset(&mut self) {
-        self.engine.reset(Instant::now());
-    }
-
-    fn stop(mut self) {
-        self.engine.stop(Instant::now());
-        while !self.engine.is_off() {
-            self.turn();
-        }
-    }
-
-    /// The worker: the only child of this thread that runs our program.
-    fn worker() -> Pid {
-        let children = fs::read_to_string("/proc/thread-self/children").unwrap();
-        let pids: Vec<i32> = children.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
-        assert_eq!(pids.len(), 1, "one worker");
-        Pid::from_raw(pids[0])
-    }
+fn start_version(version: TpmVersion, state: Option<&Path>) -> EngineTpm {
+    start_in(version, state.map(|path| StateFolder::open(path).unwrap()))
 }
 
-fn store_nv(tpm: &mut Tpm, data: &[u8]) {
+fn start_in(version: TpmVersion, state: Option<StateFolder>) -> EngineTpm {
+    let tpm = EmbeddedTpm { version, state };
+    let worker =
+        WorkerConfig { program: PathBuf::from(env!("CARGO_BIN_EXE_vfio-user-tpm")), log_level: log::LevelFilter::Warn };
+    EngineTpm::start(version, Embedded::new(tpm, worker))
+}
+
+/// The worker: the only child of this thread that runs our program.
+fn worker() -> Pid {
+    let children = fs::read_to_string("/proc/thread-self/children").unwrap();
+    let pids: Vec<i32> = children.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+    assert_eq!(pids.len(), 1, "one worker");
+    Pid::from_raw(pids[0])
+}
+
+fn store_nv(tpm: &mut EngineTpm, data: &[u8]) {
     tpm.ok(&nv_define(NV, u16::try_from(data.len()).unwrap()));
     tpm.ok(&nv_write(NV, data));
 }
 
-fn load_nv(tpm: &mut Tpm, size: u16) -> Vec<u8> {
+fn load_nv(tpm: &mut EngineTpm, size: u16) -> Vec<u8> {
     nv_data(&tpm.ok(&nv_read(NV, size)))
 }
 
 #[test]
 fn a_tpm_is_started_up_for_its_guest() {
-    let mut tpm = Tpm::start(None);
+    let mut tpm = start(None);
     assert_eq!(tpm.ok(&get_random(16)).len(), 28);
     assert_ne!(code_of(&tpm.run(&startup_clear())), RC_SUCCESS, "it is already");
 }
 
 #[test]
 fn the_platform_hierarchy_is_closed() {
-    let mut tpm = Tpm::start(None);
+    let mut tpm = start(None);
     assert_eq!(code_of(&tpm.run(&clear_by_platform())), RC_BAD_AUTH);
 }
 
 #[test]
 fn nv_survives_a_reset_and_pcrs_do_not() {
-    let mut tpm = Tpm::start(None);
+    let mut tpm = start(None);
     store_nv(&mut tpm, b"kept");
     tpm.ok(&pcr_extend(16, [7; 32]));
     assert_ne!(digest_of(&tpm.ok(&pcr_read(16))), [0; 32]);
@@ -149,7 +75,7 @@ fn nv_survives_a_reset_and_pcrs_do_not() {
 
 #[test]
 fn several_resets_in_a_row_count_as_one() {
-    let mut tpm = Tpm::start(None);
+    let mut tpm = start(None);
     let before = reset_count(&tpm.ok(&read_clock()));
     for _ in 0..3 {
         tpm.reset();
@@ -161,11 +87,11 @@ fn several_resets_in_a_row_count_as_one() {
 #[test]
 fn state_survives_the_process() {
     let folder = tempfile::tempdir().unwrap();
-    let mut tpm = Tpm::start(Some(folder.path()));
+    let mut tpm = start(Some(folder.path()));
     store_nv(&mut tpm, b"over the years");
     let before = reset_count(&tpm.ok(&read_clock()));
     tpm.stop();
-    let mut tpm = Tpm::start(Some(folder.path()));
+    let mut tpm = start(Some(folder.path()));
     assert_eq!(load_nv(&mut tpm, 14), b"over the years");
     let after = tpm.ok(&read_clock());
     assert_eq!(reset_count(&after), before + 1);
@@ -174,9 +100,9 @@ fn state_survives_the_process() {
 #[test]
 fn an_acknowledged_write_survives_the_sudden_death_of_the_worker() {
     let folder = tempfile::tempdir().unwrap();
-    let mut tpm = Tpm::start(Some(folder.path()));
+    let mut tpm = start(Some(folder.path()));
     store_nv(&mut tpm, b"acknowledged");
-    kill(Tpm::worker(), Signal::SIGKILL).unwrap();
+    kill(worker(), Signal::SIGKILL).unwrap();
     assert_eq!(code_of(&tpm.run(&get_random(8))), RC_FAILURE);
     tpm.reset();
     assert_eq!(load_nv(&mut tpm, 12), b"acknowledged");
@@ -184,9 +110,9 @@ fn an_acknowledged_write_survives_the_sudden_death_of_the_worker() {
 
 #[test]
 fn the_death_of_the_worker_in_a_command_is_a_failure_response() {
-    let mut tpm = Tpm::start(None);
+    let mut tpm = start(None);
     tpm.ok(&get_random(8));
-    let worker = Tpm::worker();
+    let worker = worker();
     kill(worker, Signal::SIGSTOP).unwrap();
     tpm.begin(0, &get_random(8));
     kill(worker, Signal::SIGKILL).unwrap();
@@ -196,19 +122,19 @@ fn the_death_of_the_worker_in_a_command_is_a_failure_response() {
 
 #[test]
 fn a_worker_that_hangs_is_replaced_by_a_reset() {
-    let mut tpm = Tpm::start(None);
+    let mut tpm = start(None);
     tpm.ok(&get_random(8));
-    let hung = Tpm::worker();
+    let hung = worker();
     kill(hung, Signal::SIGSTOP).unwrap();
     tpm.begin(0, &get_random(8));
     tpm.reset();
     tpm.ok(&get_random(8));
-    assert_ne!(Tpm::worker(), hung);
+    assert_ne!(worker(), hung);
 }
 
 #[test]
 fn a_long_command_can_be_cancelled() {
-    let mut tpm = Tpm::start(None);
+    let mut tpm = start(None);
     tpm.ok(&get_random(8));
     // A key may be found before the request to cancel comes through, however rarely: then try another.
     let cancelled = (0..10).any(|unique| {
@@ -230,7 +156,7 @@ fn a_long_command_can_be_cancelled() {
 
 #[test]
 fn localities_reach_the_tpm() {
-    let mut tpm = Tpm::start(None);
+    let mut tpm = start(None);
     let extend = pcr_extend(17, [1; 32]);
     assert_eq!(code_of(&tpm.run_at(0, &extend)), RC_LOCALITY);
     assert_eq!(code_of(&tpm.run_at(3, &extend)), RC_SUCCESS);
@@ -239,16 +165,16 @@ fn localities_reach_the_tpm() {
 #[test]
 fn a_damaged_state_is_refused_and_left_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
-    Tpm::start(Some(folder.path())).stop();
+    start(Some(folder.path())).stop();
     let file = folder.path().join("tpm2.0-permanent.state");
     let mut bytes = fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&file, &bytes).unwrap();
-    let mut tpm = Tpm::start(Some(folder.path()));
+    let mut tpm = start(Some(folder.path()));
     assert_eq!(code_of(&tpm.run(&get_random(1))), RC_FAILURE);
     let reason = tpm.engine.start_failure().unwrap();
     assert!(reason.contains("tpm2.0-permanent.state") && reason.contains("backup"), "{reason}");
-    tpm.stop();
+    tpm.end();
     assert_eq!(fs::read(&file).unwrap(), bytes);
 }
 
@@ -267,7 +193,7 @@ impl Protected {
         let key = Some(Key::from_master(&[key; 32]));
         let anchor = Anchor::open(&self.place.path().join("anchor"), key.as_ref()).unwrap();
         let folder = StateFolder::open(&self.place.path().join("state")).unwrap();
-        Tpm::start_in(self.version, Some(folder.with_key(key).with_anchor(Some(anchor))))
+        start_in(self.version, Some(folder.with_key(key).with_anchor(Some(anchor))))
     }
 
     fn state_file(&self) -> PathBuf {
@@ -306,11 +232,11 @@ fn a_wrong_key_is_told_and_touches_nothing() {
     let open = |key: Option<u8>| {
         StateFolder::open(place.path()).unwrap().with_key(key.map(|key| Key::from_master(&[key; 32])))
     };
-    Tpm::start_in(TpmVersion::V2_0, Some(open(Some(1)))).stop();
+    start_in(TpmVersion::V2_0, Some(open(Some(1)))).stop();
     let file = place.path().join("tpm2.0-permanent.state");
     let before = fs::read(&file).unwrap();
     for (key, expected) in [(Some(2), "another key"), (None, "--key-file")] {
-        let mut tpm = Tpm::start_in(TpmVersion::V2_0, Some(open(key)));
+        let mut tpm = start_in(TpmVersion::V2_0, Some(open(key)));
         assert_eq!(code_of(&tpm.run(&get_random(1))), RC_FAILURE);
         let reason = tpm.engine.start_failure().unwrap().to_owned();
         assert!(reason.contains(expected), "{reason}");
@@ -341,7 +267,7 @@ fn an_older_state_put_in_the_place_of_the_newest_is_refused_at_the_next_reset() 
 #[test]
 fn the_folder_is_locked_as_long_as_the_worker_lives() {
     let folder = tempfile::tempdir().unwrap();
-    let mut tpm = Tpm::start(Some(folder.path()));
+    let mut tpm = start(Some(folder.path()));
     tpm.ok(&get_random(1));
     let error = StateFolder::open(folder.path()).unwrap_err().to_string();
     assert!(error.contains(&std::process::id().to_string()), "{error}");
@@ -351,7 +277,7 @@ fn the_folder_is_locked_as_long_as_the_worker_lives() {
 
 #[test]
 fn a_tpm_1_2_extends_and_reads_its_pcrs_and_a_reset_clears_them() {
-    let mut tpm = Tpm::start_version(TpmVersion::V1_2, None);
+    let mut tpm = start_version(TpmVersion::V1_2, None);
     let extended = tpm.ok(&tpm_1_2::extend(16, [7; 20]));
     let read = tpm.ok(&tpm_1_2::pcr_read(16));
     assert_eq!(extended, read);
@@ -362,7 +288,7 @@ fn a_tpm_1_2_extends_and_reads_its_pcrs_and_a_reset_clears_them() {
 
 #[test]
 fn nobody_is_physically_present_at_a_tpm_1_2() {
-    let mut tpm = Tpm::start_version(TpmVersion::V1_2, None);
+    let mut tpm = start_version(TpmVersion::V1_2, None);
     assert_ne!(code_of(&tpm.run(&tpm_1_2::assert_physical_presence())), RC_SUCCESS);
     assert_ne!(code_of(&tpm.run(&tpm_1_2::force_clear())), RC_SUCCESS);
 }
@@ -370,19 +296,19 @@ fn nobody_is_physically_present_at_a_tpm_1_2() {
 #[test]
 fn a_tpm_1_2_is_the_same_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
-    let mut tpm = Tpm::start_version(TpmVersion::V1_2, Some(folder.path()));
+    let mut tpm = start_version(TpmVersion::V1_2, Some(folder.path()));
     tpm.ok(&tpm_1_2::create_endorsement_key([0; 20]));
     let first = tpm.ok(&tpm_1_2::read_pubek([1; 20]));
     tpm.stop();
-    let mut tpm = Tpm::start_version(TpmVersion::V1_2, Some(folder.path()));
+    let mut tpm = start_version(TpmVersion::V1_2, Some(folder.path()));
     assert_eq!(tpm.ok(&tpm_1_2::read_pubek([1; 20])), first);
 }
 
 #[test]
 fn a_dead_tpm_1_2_fails_in_its_own_words() {
-    let mut tpm = Tpm::start_version(TpmVersion::V1_2, None);
+    let mut tpm = start_version(TpmVersion::V1_2, None);
     tpm.ok(&tpm_1_2::pcr_read(0));
-    kill(Tpm::worker(), Signal::SIGKILL).unwrap();
+    kill(worker(), Signal::SIGKILL).unwrap();
     let response = tpm.run(&tpm_1_2::pcr_read(0));
     assert_eq!(response, [0, 0xc4, 0, 0, 0, 10, 0, 0, 0, 9]);
 }

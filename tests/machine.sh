@@ -10,7 +10,9 @@ die() {
 
 # What a build needs: a linker, libtpms, and libclang with its headers, with which bindgen reads those of libtpms.
 BUILD_PACKAGES=(gcc libc6-dev pkg-config libtpms-dev libclang-dev)
-# What fetching the guest kit needs.
+# What the tests of the swtpm backend run.
+SWTPM_PACKAGES=(swtpm)
+# What fetching the kits needs.
 KIT_PACKAGES=(ca-certificates debian-archive-keyring)
 
 # Installs those of the Debian packages $@ that are missing.

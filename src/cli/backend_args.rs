@@ -120,6 +120,11 @@ impl BackendArgs {
                 bail!("--swtpm-arg is for a swtpm that is started with --swtpm-exec")
             }
             (BackendKind::Swtpm, Some(control), None) => BackendConfig::SwtpmAttached { control },
+            (BackendKind::Swtpm, None, Some(_)) if swtpm_args.iter().any(|arg| arg == "-d" || arg == "--daemon") => {
+                bail!(
+                    "swtpm must not go into the background, where nobody could end it: leave out --swtpm-arg=--daemon"
+                )
+            }
             (BackendKind::Swtpm, None, Some(program)) => match state_dir {
                 Some(state_dir) => BackendConfig::SwtpmOwned { program, arguments: swtpm_args, state_dir },
                 None => bail!("--swtpm-exec needs --state-dir=DIR, the folder for swtpm's state"),
@@ -295,6 +300,7 @@ mod tests {
             ("--backend=swtpm --swtpm-ctrl=/c --state-dir=/s", "--tpmstate"),
             ("--backend=swtpm --swtpm-ctrl=/c --swtpm-arg=x", "--swtpm-exec"),
             ("--backend=swtpm --swtpm-exec", "--state-dir"),
+            ("--backend=swtpm --swtpm-exec --state-dir=/s --swtpm-arg=--daemon", "background"),
             ("--backend=passthrough --state-dir=/s", "cannot leave"),
             ("--key-file=/k", "--state-dir"),
             ("--backend=swtpm --swtpm-exec --state-dir=/s --rollback-anchor=/a", "--backend=embedded"),

@@ -92,12 +92,17 @@ impl EngineTpm {
     }
 
     /// Shuts the TPM down in order.
-    pub fn stop(mut self) {
+    pub fn stop(self) {
+        assert_eq!(self.end(), None);
+    }
+
+    /// Shuts the TPM down; returns why not in order, if so.
+    pub fn end(mut self) -> Option<String> {
         self.engine.stop(Instant::now());
         while !self.engine.is_off() {
             self.turn();
         }
-        assert_eq!(self.engine.stop_failure(), None);
+        self.engine.stop_failure().map(ToOwned::to_owned)
     }
 
     /// Why the TPM could not be started.

@@ -1,6 +1,6 @@
 //! Real swtpm programs for tests: those that are there, one that listens, and a plain client of its control channel.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -108,7 +108,7 @@ impl Client {
                 return look(reply);
             }
             let mut buffer = [0; 4096];
-            let length = self.control.read(&mut buffer).unwrap();
+            let length = read(&mut self.control, &mut buffer);
             assert_ne!(length, 0, "the control channel is closed: {request:?}");
             bytes.extend(&buffer[..length]);
         }
@@ -139,12 +139,22 @@ impl Client {
     /// The response to it. swtpm writes each in one piece.
     pub fn response(&mut self) -> Vec<u8> {
         let mut buffer = [0; BUFFER_SIZE];
-        let length = self.data.as_mut().expect("a data channel").read(&mut buffer).unwrap();
+        let length = read(self.data.as_mut().expect("a data channel"), &mut buffer);
         buffer[..length].to_vec()
     }
 
     pub fn run(&mut self, command: &[u8]) -> Vec<u8> {
         self.begin(command);
         self.response()
+    }
+}
+
+/// Reads once; a read that was interrupted is begun again.
+fn read(socket: &mut UnixStream, buffer: &mut [u8]) -> usize {
+    loop {
+        match socket.read(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            length => return length.unwrap(),
+        }
     }
 }

@@ -8,7 +8,6 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair};
 
 /// A connected socket and what has arrived on it.
-#[derive(Debug)]
 pub(super) struct Channel {
     /// Which of the two, for messages.
     pub(super) name: &'static str,

@@ -72,7 +72,8 @@ bitflags! {
 
 impl Capabilities {
     /// The names of the single capabilities, for a person: `SET_DATAFD, GET_INFO`. Those without a name are left out.
-    pub fn names(self) -> impl fmt::Display {
+    #[must_use]
+    pub fn names(self) -> String {
         let names: Vec<_> = self.iter_names().map(|(name, _)| name).collect();
         names.join(", ")
     }

@@ -39,7 +39,8 @@ const REQUIRED: Capabilities = Capabilities::INIT
     .union(Capabilities::GET_INFO);
 
 /// [`BUFFER_SIZE`] as swtpm is told it.
-const WIRE_BUFFER_SIZE: u32 = BUFFER_SIZE as u32;
+const WIRE_BUFFER_SIZE: u32 = 4096;
+const _: () = assert!(WIRE_BUFFER_SIZE as usize == BUFFER_SIZE);
 
 /// The command by which an swtpm that was started with `--locality allow-set-locality` lets a guest choose its locality
 /// (`TPM_CC_SET_LOCALITY`, `TPM2_CC_SET_LOCALITY`).
@@ -75,8 +76,7 @@ pub struct SwtpmConfig {
     pub place: Place,
 }
 
-/// A TPM that an swtpm runs.
-#[derive(Debug)]
+/// A TPM that an swtpm runs. What it is asked and answers may be secret; so it cannot be printed.
 pub struct Swtpm {
     config: SwtpmConfig,
     peer: Option<Peer>,
@@ -95,7 +95,6 @@ pub struct Swtpm {
 }
 
 /// A connected swtpm. The data channel is closed first, so that swtpm has always given it up when it takes its next client.
-#[derive(Debug)]
 struct Peer {
     data: Channel,
     /// swtpm's end of the data channel, until it gets it.

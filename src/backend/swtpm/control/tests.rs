@@ -106,7 +106,7 @@ fn values_are_read() {
         panic!("capabilities")
     };
     assert!(capabilities.contains(Capabilities::INIT | Capabilities::SHUTDOWN));
-    assert_eq!(capabilities.names().to_string(), "INIT, SHUTDOWN");
+    assert_eq!(capabilities.names(), "INIT, SHUTDOWN");
 }
 
 #[test]
