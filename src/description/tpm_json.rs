@@ -145,7 +145,7 @@ const fn mobility(state: State) -> StateMobility {
 }
 
 fn table_file(table: &Table) -> TableFile<'_> {
-    let sha256 = format!("{:x}", Sha256::digest(&table.bytes));
+    let sha256 = Sha256::digest(&table.bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     TableFile { signature: table.signature, file: table.file_name, sha256 }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod file;
 mod folder;
+pub mod swtpm;
 
 pub use folder::{StateError, StateFolder};
 
