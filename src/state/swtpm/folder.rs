@@ -15,10 +15,15 @@ use thiserror::Error;
 
 use super::SwtpmKey;
 use super::file::{self, EncodeError, FormatError};
-use crate::state::Blob;
+use crate::state::{Blob, Contents};
 use crate::tpm::TpmVersion;
 
 const LOCK: &str = ".lock";
+
+const VERSIONS: [TpmVersion; 2] = [TpmVersion::V2_0, TpmVersion::V1_2];
+
+/// The order in which blobs are replaced. The permanent state comes last: the others mean nothing without it.
+const IN_ORDER: [Blob; 3] = [Blob::Volatile, Blob::SaveState, Blob::Permanent];
 
 /// What goes wrong with a folder of swtpm's. Nothing in it was changed, unless a write says so.
 #[derive(Debug, Error)]
@@ -51,12 +56,6 @@ pub enum SwtpmFolderError {
          under /var/lib/libvirt/swtpm/UUID/tpm2 or …/tpm1.2", path.display()
     )]
     Empty {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// Two are there.
-    #[error("there are a TPM 2.0 and a TPM 1.2 in {}: leave the one that is meant there, and move the other away", path.display())]
-    Both {
         /// The folder.
         path: PathBuf,
     },
@@ -104,13 +103,11 @@ pub enum SwtpmFolderError {
     },
 }
 
-/// What swtpm keeps of one TPM while it does not run.
-#[derive(Clone, PartialEq, Eq)]
+/// What swtpm keeps while it does not run.
+#[derive(Debug)]
 pub struct SwtpmState {
-    /// The TPM's version.
-    pub version: TpmVersion,
-    /// Its blobs: always [`Blob::Permanent`], never [`Blob::Volatile`].
-    pub blobs: Vec<(Blob, Vec<u8>)>,
+    /// The blobs: of each TPM that is there [`Blob::Permanent`], never [`Blob::Volatile`].
+    pub contents: Contents,
     /// There is also the state of a TPM that was running, as it is kept for a VM that was suspended. It is left where it
     /// is: its TPM goes on from a reset.
     pub was_running: bool,
@@ -160,66 +157,59 @@ impl SwtpmFolder {
         Self::open(path)
     }
 
-    /// Reads the TPM that is there.
+    /// Reads the TPM that is there; both, if there is one of each version.
     ///
     /// # Errors
-    /// [`SwtpmFolderError::Empty`], [`SwtpmFolderError::Both`], [`SwtpmFolderError::Read`] and
-    /// [`SwtpmFolderError::Format`].
+    /// [`SwtpmFolderError::Empty`], [`SwtpmFolderError::Read`] and [`SwtpmFolderError::Format`].
     pub fn read(&self, key: Option<&SwtpmKey>) -> Result<SwtpmState, SwtpmFolderError> {
-        let found = |version| self.read_file(&name_of(version, Blob::Permanent));
-        let (version, permanent) = match (found(TpmVersion::V2_0)?, found(TpmVersion::V1_2)?) {
-            (Some(bytes), None) => (TpmVersion::V2_0, bytes),
-            (None, Some(bytes)) => (TpmVersion::V1_2, bytes),
-            (None, None) => return Err(SwtpmFolderError::Empty { path: self.path.clone() }),
-            (Some(_), Some(_)) => return Err(SwtpmFolderError::Both { path: self.path.clone() }),
-        };
-        let decode = |blob, bytes: &[u8]| match file::decode(bytes, key) {
-            Ok(payload) => Ok((blob, payload)),
-            Err(reason) => Err(SwtpmFolderError::Format { name: name_of(version, blob), reason }),
-        };
-        let mut blobs = vec![decode(Blob::Permanent, &permanent)?];
-        if let Some(bytes) = self.read_file(&name_of(version, Blob::SaveState))? {
-            blobs.push(decode(Blob::SaveState, &bytes)?);
+        let mut state = SwtpmState { contents: Contents::default(), was_running: false };
+        for version in VERSIONS {
+            let Some(permanent) = self.read_file(&name_of(version, Blob::Permanent))? else { continue };
+            let saved = self.read_file(&name_of(version, Blob::SaveState))?;
+            for (blob, bytes) in [(Blob::Permanent, Some(permanent)), (Blob::SaveState, saved)] {
+                let Some(bytes) = bytes else { continue };
+                let payload = file::decode(&bytes, key)
+                    .map_err(|reason| SwtpmFolderError::Format { name: name_of(version, blob), reason })?;
+                state.contents.insert(version, blob, payload);
+            }
+            state.was_running |= self.read_file(&name_of(version, Blob::Volatile))?.is_some();
         }
-        let was_running = self.read_file(&name_of(version, Blob::Volatile))?.is_some();
-        Ok(SwtpmState { version, blobs, was_running })
+        if state.contents.is_empty() {
+            return Err(SwtpmFolderError::Empty { path: self.path.clone() });
+        }
+        Ok(state)
     }
 
     /// Writes a TPM, encrypted if there is a key. Either all of it is there afterwards, or the permanent state from before.
     /// What swtpm keeps of a TPM that was running is deleted: it belongs to the TPM from before. The files get the folder's
-    /// owner, as who swtpm runs.
+    /// owner, as whom swtpm runs.
     ///
     /// # Errors
-    /// [`SwtpmFolderError::Exists`] if a TPM of this version is there and `replace` is not said;
+    /// [`SwtpmFolderError::Exists`] if a TPM of the same version is there and `replace` is not said;
     /// [`SwtpmFolderError::Encode`] and [`SwtpmFolderError::Write`].
-    pub fn write(
-        &self,
-        version: TpmVersion,
-        blobs: &[(Blob, Vec<u8>)],
-        key: Option<&SwtpmKey>,
-        replace: bool,
-    ) -> Result<(), SwtpmFolderError> {
-        let all = [Blob::Volatile, Blob::SaveState, Blob::Permanent];
+    pub fn write(&self, contents: &Contents, key: Option<&SwtpmKey>, replace: bool) -> Result<(), SwtpmFolderError> {
+        let versions = VERSIONS.into_iter().filter(|&version| contents.get(version, Blob::Permanent).is_some());
+        let files: Vec<_> = versions.flat_map(|version| IN_ORDER.map(|blob| (version, blob))).collect();
+        let payload = |version, blob| contents.get(version, blob).filter(|_| blob != Blob::Volatile);
         if !replace {
-            for name in all.map(|blob| name_of(version, blob)) {
+            for name in files.iter().map(|&(version, blob)| name_of(version, blob)) {
                 if self.read_file(&name)?.is_some() {
                     return Err(SwtpmFolderError::Exists { path: self.path.clone(), name });
                 }
             }
         }
-        let wanted = |blob| blobs.iter().find(|(wanted, _)| *wanted == blob && blob != Blob::Volatile);
-        for blob in all {
-            let Some((_, payload)) = wanted(blob) else { continue };
+        for &(version, blob) in &files {
+            let Some(payload) = payload(version, blob) else { continue };
             let name = name_of(version, blob);
             let bytes =
                 file::encode(payload, key).map_err(|reason| SwtpmFolderError::Encode { name: name.clone(), reason })?;
             self.write_new(&new_name_of(version, blob), &bytes)
                 .map_err(|reason| SwtpmFolderError::Write { name, reason })?;
         }
-        // All that can fail for want of room is done. The permanent state comes last: without it there is no TPM.
-        for blob in all {
+        // All that can fail for want of room is done.
+        for &(version, blob) in &files {
             let name = name_of(version, blob);
-            let put = match wanted(blob) {
+            let put = match payload(version, blob) {
                 Some(_) => renameat(&self.dir, new_name_of(version, blob).as_str(), &self.dir, name.as_str()),
                 None => match unlinkat(&self.dir, name.as_str(), UnlinkatFlags::NoRemoveDir) {
                     Err(Errno::ENOENT) => Ok(()),
@@ -335,45 +325,49 @@ mod tests {
         (temp, folder)
     }
 
-    fn permanent(payload: &[u8]) -> Vec<(Blob, Vec<u8>)> {
-        vec![(Blob::Permanent, payload.to_vec())]
+    fn permanent(version: TpmVersion, payload: &[u8]) -> Contents {
+        let mut contents = Contents::default();
+        contents.insert(version, Blob::Permanent, payload.to_vec());
+        contents
     }
 
     #[test]
     fn what_goes_in_comes_out() {
         let (_temp, folder) = folder();
-        let blobs = vec![(Blob::Permanent, b"nv".to_vec()), (Blob::SaveState, b"saved".to_vec())];
+        let mut contents = permanent(TpmVersion::V1_2, b"nv");
+        contents.insert(TpmVersion::V1_2, Blob::SaveState, b"saved".to_vec());
         for key in [None, Some(SwtpmKey::aes_128([1; 16])), Some(SwtpmKey::aes_256([2; 32]))] {
-            folder.write(TpmVersion::V1_2, &blobs, key.as_ref(), true).unwrap();
+            folder.write(&contents, key.as_ref(), true).unwrap();
             let state = folder.read(key.as_ref()).unwrap();
-            assert!((state.version, state.was_running) == (TpmVersion::V1_2, false) && state.blobs == blobs);
+            assert!(!state.was_running && state.contents == contents);
         }
     }
 
     #[test]
     fn a_tpm_that_is_there_is_only_replaced_if_that_is_wanted() {
         let (temp, folder) = folder();
-        folder.write(V2, &permanent(b"old"), None, false).unwrap();
-        let error = folder.write(V2, &permanent(b"new"), None, false).unwrap_err();
+        let (old, new) = (permanent(V2, b"old"), permanent(V2, b"new"));
+        folder.write(&old, None, false).unwrap();
+        let error = folder.write(&new, None, false).unwrap_err();
         assert!(matches!(error, SwtpmFolderError::Exists { .. }), "{error}");
-        assert!(folder.read(None).unwrap().blobs == permanent(b"old"));
+        assert!(folder.read(None).unwrap().contents == old);
         fs::write(temp.path().join("tpm2-00.volatilestate"), b"of the old one").unwrap();
         assert!(folder.read(None).unwrap().was_running);
-        folder.write(V2, &permanent(b"new"), None, true).unwrap();
+        folder.write(&new, None, true).unwrap();
         let state = folder.read(None).unwrap();
-        assert!(!state.was_running && state.blobs == permanent(b"new"));
+        assert!(!state.was_running && state.contents == new);
         let mut names: Vec<_> = fs::read_dir(temp.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, [".lock", "tpm2-00.permall"]);
     }
 
     #[test]
-    fn a_folder_without_a_tpm_and_one_with_two_are_refused() {
+    fn there_may_be_a_tpm_of_each_version_and_without_one_the_folder_is_refused() {
         let (_temp, folder) = folder();
         assert!(matches!(folder.read(None), Err(SwtpmFolderError::Empty { .. })));
-        folder.write(V2, &permanent(b"2.0"), None, false).unwrap();
-        folder.write(TpmVersion::V1_2, &permanent(b"1.2"), None, false).unwrap();
-        assert!(matches!(folder.read(None), Err(SwtpmFolderError::Both { .. })));
+        folder.write(&permanent(V2, b"2.0"), None, false).unwrap();
+        folder.write(&permanent(TpmVersion::V1_2, b"1.2"), None, false).unwrap();
+        assert_eq!(folder.read(None).unwrap().contents.iter().count(), 2);
     }
 
     #[test]
@@ -407,7 +401,7 @@ mod tests {
         }
         let temp = tempfile::tempdir().unwrap();
         std::os::unix::fs::chown(temp.path(), Some(12345), Some(54321)).unwrap();
-        SwtpmFolder::open(temp.path()).unwrap().write(V2, &permanent(b"x"), None, false).unwrap();
+        SwtpmFolder::open(temp.path()).unwrap().write(&permanent(V2, b"x"), None, false).unwrap();
         for name in [".lock", "tpm2-00.permall"] {
             let metadata = fs::metadata(temp.path().join(name)).unwrap();
             assert_eq!((metadata.uid(), metadata.gid()), (12345, 54321), "{name}");
