@@ -1,6 +1,12 @@
 //! `state`: looking at stored state, checking and moving it. One file a command.
 
+mod anchor;
+mod export;
+mod exported;
+mod import;
+mod rekey;
 mod show;
+mod swtpm;
 mod verify;
 
 use std::path::PathBuf;
@@ -25,6 +31,10 @@ pub(super) struct StateArgs {
 enum Command {
     Show(show::ShowArgs),
     Verify(verify::VerifyArgs),
+    Export(export::ExportArgs),
+    Import(import::ImportArgs),
+    Rekey(rekey::RekeyArgs),
+    Anchor(anchor::AnchorArgs),
 }
 
 /// The state to work on.
@@ -47,5 +57,9 @@ pub(super) fn run(args: StateArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Show(args) => show::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Rekey(args) => rekey::run(&args),
+        Command::Anchor(args) => anchor::run(&args),
     }
 }
