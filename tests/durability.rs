@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 const STATE_FILE: &str = "tpm2.0-permanent.state";
 
-/// Blows to each kind of TPM.
+/// Rounds of both tests together.
 const ROUNDS: u32 = if cfg!(feature = "full-tests") { 500 } else { 25 };
 
 /// Numbers that look random (SplitMix64).
@@ -187,13 +187,12 @@ impl Ledger {
         const WRITE: Duration = Duration::from_millis(12);
         const START: Duration = Duration::from_millis(150);
 
-        let t0 = Instant::now();
         if random.below(5) == 0 {
             let server = Server::spawn(&self.args);
             random.wait(START);
             if random.below(2) == 0 {
                 if let Some(worker) = server.engine() {
-                    strike(worker);
+                    strike(&server, worker);
                 }
                 random.wait(START);
             }
@@ -210,13 +209,12 @@ impl Ledger {
             assert!(self.under_way.is_none(), "{response:02x?}");
         }
         let worker = server.engine().unwrap();
-        let action = random.below(4);
-        match action {
+        match random.below(4) {
             // The worker in a write; the TPM is there again after a reset.
             0 => {
                 self.begin(&mut tis, random);
                 random.wait(WRITE);
-                strike(worker);
+                strike(&server, worker);
                 let response = tis.response();
                 self.end(&response);
                 tis.reset();
@@ -231,9 +229,7 @@ impl Ledger {
             2 => {
                 tis.client.request(DEVICE_RESET, &[]).ok();
                 random.wait(WRITE);
-                strike(worker);
-                // A TPM that nobody has used since its reset is not reset again, unless its death is known.
-                until(PATIENCE, || (server.engine() != Some(worker)).then_some(())).expect("the worker is gone");
+                strike(&server, worker);
                 tis.reset();
                 self.check(&mut tis);
             }
@@ -243,7 +239,6 @@ impl Ledger {
                 random.wait(WRITE);
             }
         }
-        if t0.elapsed() > Duration::from_secs(4) { println!("SLOW {action} {:?}\n{}", t0.elapsed(), server.log()); }
         server.kill();
         self.wait_for_lock();
     }
@@ -260,9 +255,10 @@ impl Ledger {
     }
 }
 
-fn strike(worker: Pid) {
-    // It may have ended by itself.
-    let _ = kill(worker, Signal::SIGKILL);
+/// Kills a worker, and waits until the server knows it: a reset that comes before may still be the dead worker's.
+fn strike(server: &Server, worker: Pid) {
+    kill(worker, Signal::SIGKILL).unwrap();
+    until(PATIENCE, || (server.engine() != Some(worker)).then_some(())).expect("the worker is gone");
 }
 
 fn connect(server: &Server) -> Tis {

@@ -13,11 +13,12 @@ use std::thread::{self, JoinHandle, ThreadId};
 use std::time::Duration;
 
 use common::raw_client::RawClient;
+use common::server::Server as RealServer;
 use common::tis::{ACCESS, ACTIVE_LOCALITY, COMMAND_READY, STS, Tis};
 use common::tpm_commands::*;
 use common::{run_made_in_thread, signal_thread};
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{Shutdown, shutdown};
 use tempfile::TempDir;
 use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
@@ -327,6 +328,25 @@ fn a_command_that_never_ends_is_given_up_some_time_after_it_was_cancelled() {
     assert_eq!(code_of(&machine.guest.run(&command())), RC_FAILURE);
     assert_one_line(&machine, &["failure mode", "did not answer in time"]);
     works_again(machine);
+}
+
+/// As above with the real program: a process that is stopped is there, and takes what it is sent.
+#[test]
+fn a_worker_that_is_stopped_is_ended_by_a_reset() {
+    let state = tempfile::tempdir().unwrap();
+    let server = RealServer::with_state(state.path());
+    let client = RawClient::connect(&server.socket());
+    client.stream.set_read_timeout(Some(ACCESS_LIMIT)).unwrap();
+    let mut guest = Tis::new(client);
+    assert_eq!(code_of(&guest.run(&command())), RC_SUCCESS);
+    kill(server.engine().unwrap(), Signal::SIGSTOP).unwrap();
+    guest.begin(&command());
+    for _ in 0..100 {
+        assert_eq!(guest.read8(STS), 0x80, "in execution");
+    }
+    guest.reset();
+    assert_eq!(code_of(&guest.run(&command())), RC_SUCCESS);
+    assert_eq!(server.log().matches("did not answer in time").count(), 1, "{}", server.log());
 }
 
 #[track_caller]
