@@ -262,7 +262,7 @@ fn a_rollback_is_refused_until_it_is_accepted_on_purpose() {
         let anchored = format!("--state-dir state --rollback-anchor anchor {flag}");
         place.run(&format!("anchor {anchored}")).ok();
         place.run(&format!("export {anchored} old")).ok();
-        place.open("state", key).store(TpmVersion::V2_0, Blob::Permanent, &[2; SIZE]).unwrap();
+        place.open("state", key).store(TpmVersion::V2_0, Blob::Permanent, &vec![2; SIZE]).unwrap();
         place.run(&format!("anchor {anchored}")).ok();
         place.run(&format!("verify {anchored}")).ok();
         // The old state, put back behind the anchor's back.
@@ -284,7 +284,7 @@ fn an_import_answers_to_the_anchor_too() {
     let anchored = "--state-dir state --rollback-anchor anchor";
     place.run(&format!("anchor {anchored}")).ok();
     place.run("export --state-dir state old").ok();
-    place.open("state", None).store(TpmVersion::V2_0, Blob::Permanent, &[2; SIZE]).unwrap();
+    place.open("state", None).store(TpmVersion::V2_0, Blob::Permanent, &vec![2; SIZE]).unwrap();
     place.run(&format!("anchor {anchored}")).ok();
     place.run("export --state-dir state newest").ok();
     fs::remove_dir_all(place.path("state")).unwrap();

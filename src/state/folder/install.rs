@@ -130,7 +130,9 @@ impl StateFolder {
         let prepared = self.prepare(files);
         if prepared.is_err() {
             // It would only take room that the next attempt may need; the first error is the one to report.
-            files.iter().for_each(|file| drop(self.unlink(&incoming(&file.name()))));
+            for file in files {
+                let _ = self.unlink(&incoming(&file.name()));
+            }
         }
         prepared?;
         self.finish_replacing()
