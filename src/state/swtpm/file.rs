@@ -48,7 +48,7 @@ const AES_BLOCK: usize = 16;
 struct Header {
     version: u8,
     min_version: u8,
-    header_size: U16,
+    own_size: U16,
     flags: U16,
     length: U32,
 }
@@ -138,7 +138,7 @@ pub fn encode(blob: &[u8], key: Option<&SwtpmKey>) -> Result<Vec<u8>, EncodeErro
     let header = Header {
         version: VERSION,
         min_version: MIN_VERSION,
-        header_size: U16::new(HEADER_SIZE),
+        own_size: U16::new(HEADER_SIZE),
         flags: U16::new(flags),
         length: U32::new(length_of(&bytes).saturating_add(u32::from(HEADER_SIZE))),
     };
@@ -152,7 +152,7 @@ pub fn encode(blob: &[u8], key: Option<&SwtpmKey>) -> Result<Vec<u8>, EncodeErro
 /// [`FormatError`].
 pub fn decode(bytes: &[u8], key: Option<&SwtpmKey>) -> Result<Vec<u8>, FormatError> {
     let (header, parts) = Header::read_from_prefix(bytes).map_err(|_| FormatError::Foreign)?;
-    if header.header_size.get() != HEADER_SIZE || !(MIN_VERSION..=VERSION).contains(&header.min_version) {
+    if header.own_size.get() != HEADER_SIZE || !(MIN_VERSION..=VERSION).contains(&header.min_version) {
         return Err(FormatError::Foreign);
     }
     if header.version != VERSION {
@@ -387,7 +387,7 @@ mod tests {
             let header = Header {
                 version: VERSION,
                 min_version: MIN_VERSION,
-                header_size: U16::new(HEADER_SIZE),
+                own_size: U16::new(HEADER_SIZE),
                 flags: U16::new(flags),
                 length: U32::new(length_of(&body) + u32::from(HEADER_SIZE)),
             };
