@@ -367,13 +367,14 @@ impl Engine {
                 None => self.fail(&format!("the TPM gave no well-formed answer to {name}"), now),
             },
             (Phase::Executing, Ok(Done::Response)) => {
+                if Header::of_whole(&self.response).is_none() || self.response.len() > BUFFER_SIZE {
+                    // Nothing more that it says is to be relied on.
+                    self.kill();
+                    return self.fail("it gave no well-formed response", now);
+                }
                 self.platform.guest_ran(&self.response);
                 if self.guest == Guest::Running {
                     self.guest = Guest::Answered;
-                    if Header::of_whole(&self.response).is_none() || self.response.len() > BUFFER_SIZE {
-                        log::warn!("the TPM gave no well-formed response; the guest gets a failure instead");
-                        self.answer_with(Fault::Failure);
-                    }
                 }
                 self.advance(now);
             }

@@ -13,6 +13,7 @@ mod folder;
 mod key;
 pub mod new_file;
 mod state_file;
+pub mod swtpm;
 
 pub use anchor::Anchor;
 pub use contents::{Contents, StoredBlob};

@@ -77,13 +77,21 @@ impl ToyServer {
 }
 
 /// Runs a server in a thread that can be ended with [`signal_thread`].
-pub fn run_in_thread(server: Server, mut device: impl Device + Send + 'static) -> JoinHandle<Result<(), ServerError>> {
+pub fn run_in_thread(server: Server, device: impl Device + Send + 'static) -> JoinHandle<Result<(), ServerError>> {
+    run_made_in_thread(server, || device)
+}
+
+/// As [`run_in_thread`], for a device that has to be made in the thread in which it is used.
+pub fn run_made_in_thread<D: Device>(
+    server: Server,
+    make: impl FnOnce() -> D + Send + 'static,
+) -> JoinHandle<Result<(), ServerError>> {
     // Blocked before the thread is there, so that no signal can come too early; only this thread's are affected.
     let mask = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     mask.thread_block().unwrap();
     thread::spawn(move || {
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC).unwrap();
-        server.run(&mut device, &signals)
+        server.run(&mut make(), &signals)
     })
 }
 

@@ -92,7 +92,18 @@ impl Server {
         Self { process, dir }.failed()
     }
 
-    fn spawn(args: &[OsString]) -> Self {
+    /// Starts a server with more arguments.
+    pub(crate) fn spawn(args: &[OsString]) -> Self {
+        Self::spawn_through(&[PROGRAM.into()], args)
+    }
+
+    /// Starts a server by a command that runs what follows it, and waits until it listens.
+    #[track_caller]
+    pub(crate) fn through(command: &[OsString], args: &[OsString]) -> Self {
+        Self::spawn_through(&[command, &[PROGRAM.into()]].concat(), args).listening()
+    }
+
+    fn spawn_through(command: &[OsString], args: &[OsString]) -> Self {
         let dir = folder();
         let in_dir = |option: &str, name| {
             let mut argument = OsString::from(option);
@@ -100,7 +111,9 @@ impl Server {
             argument
         };
         let own = [in_dir("--socket-path=", "socket"), in_dir("--description=", "description")];
-        let process = Process::start(Path::new(PROGRAM), own.iter().chain(args), dir.path().join("log"));
+        let (program, before) = command.split_first().expect("a command");
+        let args = before.iter().chain(&own).chain(args);
+        let process = Process::start(Path::new(program), args, dir.path().join("log"));
         Self { process, dir }
     }
 

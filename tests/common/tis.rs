@@ -1,5 +1,7 @@
 //! A driver for a TIS TPM over a raw vfio-user client, register by register as an operating system does it.
 
+use std::time::Duration;
+
 use super::raw_client::{DEVICE_RESET, RawClient};
 
 pub const BAR0: u32 = 0;
@@ -59,8 +61,14 @@ impl Tis {
     }
 
     fn wait_for(&mut self, bits: u32) {
-        while self.read32(STS) & bits != bits {
-            std::thread::yield_now();
+        for polls in 0_u32.. {
+            if self.read32(STS) & bits == bits {
+                return;
+            }
+            // Drivers sleep as well; the TPM may need this processor.
+            if polls > 20 {
+                std::thread::sleep(Duration::from_micros(200));
+            }
         }
     }
 

@@ -47,6 +47,11 @@ pub fn startup_clear() -> Vec<u8> {
     plain(0x144, &[0, 0])
 }
 
+/// `TPM2_Shutdown(CLEAR)`.
+pub fn shutdown_clear() -> Vec<u8> {
+    plain(0x145, &[0, 0])
+}
+
 pub fn get_random(count: u16) -> Vec<u8> {
     plain(0x17b, &count.to_be_bytes())
 }
@@ -122,6 +127,33 @@ pub fn create_primary_rsa(bits: u16, unique: u8) -> Vec<u8> {
     with_password(0x131, &[RH_OWNER], &parameters)
 }
 
+/// `TPM2_CreatePrimary` of an ECC P-256 signing key: quick, and the same key each time.
+pub fn create_primary_ecc() -> Vec<u8> {
+    // TPMT_PUBLIC: ECC, SHA-256, fixedTPM | fixedParent | sensitiveDataOrigin | userWithAuth | sign, no policy,
+    // no symmetric algorithm, no scheme, P-256, no KDF, no unique.
+    let public = [0, 0x23, 0, 0x0b, 0, 4, 0, 0x72, 0, 0, 0, 0x10, 0, 0x10, 0, 3, 0, 0x10, 0, 0, 0, 0];
+    let mut parameters = vec![0, 4, 0, 0, 0, 0];
+    parameters.extend(u16::try_from(public.len()).unwrap().to_be_bytes());
+    parameters.extend(public);
+    parameters.extend([0, 0, 0, 0, 0, 0]);
+    with_password(0x131, &[RH_OWNER], &parameters)
+}
+
+/// `TPM2_EvictControl`: makes an object of the owner's persistent.
+pub fn evict_control(object: u32, persistent: u32) -> Vec<u8> {
+    with_password(0x120, &[RH_OWNER, object], &persistent.to_be_bytes())
+}
+
+/// `TPM2_ReadPublic`: public area, name and qualified name.
+pub fn read_public(object: u32) -> Vec<u8> {
+    plain(0x173, &object.to_be_bytes())
+}
+
+/// `TPM2_GetCapability` of the persistent handles.
+pub fn persistent_handles() -> Vec<u8> {
+    plain(0x17a, &[&[0, 0, 0, 1][..], &0x8100_0000u32.to_be_bytes(), &[0, 0, 0, 64]].concat())
+}
+
 /// `TPM2_ReadClock`.
 pub fn read_clock() -> Vec<u8> {
     plain(0x181, &[])
@@ -174,6 +206,36 @@ pub mod tpm_1_2 {
     pub fn create_endorsement_key(nonce: [u8; 20]) -> Vec<u8> {
         let parameters = [0, 0, 0, 1, 0, 3, 0, 1, 0, 0, 0, 12, 0, 0, 8, 0, 0, 0, 0, 2, 0, 0, 0, 0];
         command(0x78, &[&nonce[..], &parameters].concat())
+    }
+
+    /// `TPM_NV_DefineSpace`, for the owner to write and for all to read, in any PCR state and from any locality. As long
+    /// as nobody has locked NV memory (`TPM_NV_INDEX_LOCK`), no authorisation is asked for.
+    pub fn nv_define(index: u32, size: u32) -> Vec<u8> {
+        let any_pcrs = [&[0, 3, 0, 0, 0, 0x1f][..], &[0; 20]].concat();
+        let mut body = vec![0, 0x18];
+        body.extend(index.to_be_bytes());
+        body.extend([&any_pcrs[..], &any_pcrs].concat());
+        // TPM_TAG_NV_ATTRIBUTES, TPM_NV_PER_OWNERWRITE; not locked in any way.
+        body.extend([0, 0x17, 0, 0, 0, 2, 0, 0, 0]);
+        body.extend(size.to_be_bytes());
+        body.extend([0; 20]);
+        command(0xcc, &body)
+    }
+
+    /// Without an owner, a TPM 1.2 takes 64 of these in its life.
+    pub fn nv_write(index: u32, data: &[u8]) -> Vec<u8> {
+        let size = u32::try_from(data.len()).unwrap();
+        command(0xcd, &[&index.to_be_bytes()[..], &[0; 4], &size.to_be_bytes(), data].concat())
+    }
+
+    pub fn nv_read(index: u32, size: u32) -> Vec<u8> {
+        command(0xcf, &[&index.to_be_bytes()[..], &[0; 4], &size.to_be_bytes()].concat())
+    }
+
+    /// The data of a response to [`nv_read`].
+    pub fn nv_data(response: &[u8]) -> Vec<u8> {
+        assert_eq!(super::code_of(response), super::RC_SUCCESS);
+        response[14..].to_vec()
     }
 
     /// `TSC_PhysicalPresence(PRESENT)`.

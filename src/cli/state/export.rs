@@ -1,4 +1,4 @@
-//! `state export`: a state in one file.
+//! `state export`: a state into one file, or into a folder of swtpm's.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::FolderArgs;
+use super::{FolderArgs, swtpm};
 use crate::cli::key_args::KeyArgs;
+use crate::state::swtpm::KeySource;
 use crate::state::{archive, check_together, new_file};
 
 /// Write a TPM's whole state into one file
@@ -24,10 +25,19 @@ pub(super) struct ExportArgs {
     keys: KeyArgs,
 
     /// File to write
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
+    #[arg(value_name = "FILE", required_unless_present = "to_swtpm")]
+    file: Option<PathBuf>,
 
-    /// Replace the file if it is there
+    /// Write the state for swtpm into this folder instead, which is created if it is missing. A sealed state needs its
+    /// key for that. The files get the folder's owner
+    #[arg(long, value_name = "DIR", conflicts_with = "file")]
+    to_swtpm: Option<PathBuf>,
+
+    /// Key with which swtpm is to find its state encrypted, in the words of its option --key (see `state import`)
+    #[arg(long, value_name = "OPTIONS", requires = "to_swtpm")]
+    swtpm_key: Option<KeySource>,
+
+    /// Replace the file, or the TPM in the folder, if it is there
     #[arg(long)]
     force: bool,
 }
@@ -40,8 +50,12 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
         files.iter().try_for_each(|file| file.open(folder.key()).map(drop))?;
     }
     folder.check_anchor(&files)?;
-    let path = args.file.display();
-    match new_file::write(&args.file, &archive::encode(&files), args.force) {
+    if let Some(to) = &args.to_swtpm {
+        swtpm::export(&folder, to, args.swtpm_key.as_ref(), args.force)?;
+    }
+    let Some(file) = &args.file else { return Ok(ExitCode::SUCCESS) };
+    let path = file.display();
+    match new_file::write(file, &archive::encode(&files), args.force) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             bail!("{path} is there already, and was left as it is: choose another name, or --force to replace it")

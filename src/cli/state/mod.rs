@@ -6,6 +6,7 @@ mod exported;
 mod import;
 mod rekey;
 mod show;
+mod swtpm;
 mod verify;
 
 use std::path::PathBuf;
