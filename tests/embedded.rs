@@ -189,7 +189,7 @@ impl Protected {
         Self { place: tempfile::tempdir().unwrap(), version }
     }
 
-    fn start(&self, key: u8) -> Tpm {
+    fn start(&self, key: u8) -> EngineTpm {
         let key = Some(Key::from_master(&[key; 32]));
         let anchor = Anchor::open(&self.place.path().join("anchor"), key.as_ref()).unwrap();
         let folder = StateFolder::open(&self.place.path().join("state")).unwrap();
@@ -206,7 +206,7 @@ fn a_sealed_tpm_survives_the_death_of_its_worker_and_a_restart_and_shows_nothing
     let protected = Protected::new(TpmVersion::V2_0);
     let mut tpm = protected.start(1);
     store_nv(&mut tpm, b"not for everybody");
-    kill(Tpm::worker(), Signal::SIGKILL).unwrap();
+    kill(worker(), Signal::SIGKILL).unwrap();
     assert_eq!(code_of(&tpm.run(&get_random(8))), RC_FAILURE);
     tpm.reset();
     assert_eq!(load_nv(&mut tpm, 17), b"not for everybody");
