@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::error::Error;
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -47,7 +48,7 @@ use Played::{HangUp, Response, Silence};
 struct Chip {
     device: OwnedFd,
     /// A copy of the chip's own end.
-    chip: OwnedFd,
+    other_end: OwnedFd,
     commands: Receiver<Vec<u8>>,
 }
 
@@ -71,7 +72,7 @@ impl Chip {
                 }
             }
         });
-        Self { device, chip: copy, commands }
+        Self { device, other_end: copy, commands }
     }
 
     /// A TPM 2.0 that says that it takes commands of 1024 bytes, and does with others what `answer` says.
@@ -262,12 +263,8 @@ fn the_wait_for_the_probe_can_be_interrupted() {
 fn a_chip_that_is_gone_is_told_by_the_probe() {
     let (device, _) = socket_pair().unwrap();
     let error = HostTpm::from_descriptors(device, None).probe(worker(), PATIENCE, None).unwrap_err();
-    let text = chain(&error);
+    let text = error.source().map(ToString::to_string).unwrap_or_default();
     assert!(matches!(error, ProbeError::Failed { .. }) && text.contains("start this program"), "{text}");
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(|error| format!("{error}: ")).collect()
 }
 
 /// The guest's Startup, too: a chip that the host has started answers TPM_RC_INITIALIZE.
@@ -347,7 +344,7 @@ fn a_chip_that_hangs_up_is_failure_mode_and_the_end_is_in_order() {
 fn a_reset_gets_through_to_a_chip_that_hangs_and_its_late_response_is_nobodys() {
     let mut first = true;
     let chip = Chip::play_2_0(move |_| if std::mem::take(&mut first) { Silence } else { Response(OK.to_vec()) });
-    let late = chip.chip.try_clone().unwrap();
+    let late = chip.other_end.try_clone().unwrap();
     let mut tpm = chip.serve();
     tpm.begin_heard(&get_random(8));
     // The response comes when it can no longer be fetched by the worker that waits for it.

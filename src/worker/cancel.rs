@@ -78,6 +78,7 @@ pub(super) fn start(socket: OwnedFd, ended: Ended, how: Cancel) -> std::io::Resu
 
 /// Any byte will do.
 fn write_to(file: &OwnedFd) {
+    log::debug!("writing to the cancel file");
     match nix::unistd::write(file, b"1") {
         Ok(_) => log::debug!("the cancel file was written"),
         Err(errno) => log::warn!("cannot write to the cancel file: {errno}"),

@@ -7,10 +7,12 @@
 mod channel;
 mod kernel_log;
 mod kit;
+mod programs;
 mod qmp;
 mod tpm;
 mod vm;
 
 pub(crate) use kernel_log::KernelMessage;
+pub(crate) use programs::Programs;
 pub(crate) use tpm::{FIND_PCI_DEVICE, Tpm};
 pub(crate) use vm::{Firmware, Guest, GuestConfig};

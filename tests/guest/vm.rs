@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +46,8 @@ pub(crate) struct GuestConfig {
     pub(crate) qemu_args: Vec<OsString>,
     /// More words for the kernel's command line.
     pub(crate) append: String,
+    /// Archives whose files the guest has besides its own (`Programs`).
+    pub(crate) archives: Vec<PathBuf>,
 }
 
 impl Default for GuestConfig {
@@ -58,6 +60,7 @@ impl Default for GuestConfig {
             launcher: Vec::new(),
             qemu_args: Vec::new(),
             append: String::new(),
+            archives: Vec::new(),
         }
     }
 }
@@ -96,7 +99,7 @@ impl GuestConfig {
         .map(OsString::from)
         .into();
         args.extend(["-kernel".into(), kit.join("vmlinuz").into()]);
-        args.extend(["-initrd".into(), kit.join("initramfs.cpio").into()]);
+        args.extend(["-initrd".into(), self.initramfs(kit, dir).into()]);
         if self.firmware == Firmware::Ovmf {
             for (file, mode) in [("OVMF_CODE.fd", "on"), ("OVMF_VARS.fd", "off")] {
                 let copy = dir.join(file);
@@ -107,6 +110,18 @@ impl GuestConfig {
         }
         args.extend(self.qemu_args.iter().cloned());
         args
+    }
+
+    /// The kit's initramfs, with the archives behind it: the kernel unpacks one after the other.
+    fn initramfs(&self, kit: &Path, dir: &Path) -> PathBuf {
+        let own = kit.join("initramfs.cpio");
+        if self.archives.is_empty() {
+            return own;
+        }
+        let all = dir.join("initramfs.cpio");
+        let parts = [&own].into_iter().chain(&self.archives).map(|part| std::fs::read(part).expect("archive"));
+        std::fs::write(&all, parts.collect::<Vec<_>>().concat()).expect("initramfs in the temporary folder");
+        all
     }
 }
 
