@@ -5,6 +5,7 @@
 
 mod child;
 pub mod embedded;
+pub mod synchronous;
 pub mod worker;
 
 use std::os::fd::BorrowedFd;

@@ -25,6 +25,7 @@ const INITIALIZE: u8 = 0x02;
 const EXECUTE: u8 = 0x03;
 const RESET_ESTABLISHED: u8 = 0x04;
 const TERMINATE: u8 = 0x05;
+const INITIALIZE_PROFILE: u8 = 0x06;
 const DONE: u8 = 0x81;
 const RESPONSE: u8 = 0x82;
 const FAILED: u8 = 0x83;
@@ -47,6 +48,8 @@ pub enum Request<'a> {
     Start(TpmVersion),
     /// `_TPM_Init`: power off, if on, and on again. Answered by [`Reply::Done`].
     Initialize,
+    /// As [`Initialize`](Self::Initialize); a TPM that is made by it gets this profile, a text of libtpms.
+    InitializeProfile(&'a str),
     /// Run a command at a locality. Answered by [`Reply::Response`].
     Execute(Locality, &'a [u8]),
     /// Clear `tpmEstablished` from a locality. Answered by [`Reply::Done`].
@@ -86,6 +89,7 @@ impl<'a> Request<'a> {
             Self::Start(TpmVersion::V1_2) => (START, 1, &[]),
             Self::Start(TpmVersion::V2_0) => (START, 2, &[]),
             Self::Initialize => (INITIALIZE, 0, &[]),
+            Self::InitializeProfile(profile) => (INITIALIZE_PROFILE, 0, profile.as_bytes()),
             Self::Execute(locality, command) => (EXECUTE, locality.number(), command),
             Self::ResetEstablished(locality) => (RESET_ESTABLISHED, locality.number(), &[]),
             Self::Terminate => (TERMINATE, 0, &[]),
@@ -108,6 +112,7 @@ impl<'a> Request<'a> {
                 _ => None,
             },
             (INITIALIZE, true) => Some(Self::Initialize),
+            (INITIALIZE_PROFILE, false) => std::str::from_utf8(payload).ok().map(Self::InitializeProfile),
             (EXECUTE, false) => locality().map(|locality| Self::Execute(locality, payload)),
             (RESET_ESTABLISHED, true) => locality().map(Self::ResetEstablished),
             (TERMINATE, true) => Some(Self::Terminate),
@@ -241,6 +246,7 @@ mod tests {
             Request::Start(TpmVersion::V1_2),
             Request::Start(TpmVersion::V2_0),
             Request::Initialize,
+            Request::InitializeProfile("{\"Name\":\"default-v1\"}"),
             Request::Execute(Locality::FOUR, &[7; BUFFER_SIZE]),
             Request::ResetEstablished(Locality::ZERO),
             Request::Terminate,

@@ -85,6 +85,32 @@ impl Tpm {
         Ok(Self { powered: false, thread: PhantomData })
     }
 
+    /// Chooses the profile of a TPM that the next [`initialize`](Self::initialize) makes. A TPM that is already there keeps
+    /// its own.
+    ///
+    /// # Errors
+    /// The library's refusal, for the user.
+    #[cfg(libtpms_profiles)]
+    pub(super) fn set_profile(&mut self, profile: &str) -> Result<(), String> {
+        let profile = std::ffi::CString::new(profile).map_err(|_| "the profile holds a zero byte".to_owned())?;
+        self.terminate();
+        // SAFETY: the library copies the C string; no TPM runs.
+        let result = unsafe { ffi::TPMLIB_SetProfile(profile.as_ptr()) };
+        check(result).map_err(|code| {
+            format!("libtpms does not accept the profile (error {code:#x}): its name or something in it is not known to it")
+        })
+    }
+
+    /// As this libtpms has no profiles, the caller has asked for too much.
+    ///
+    /// # Errors
+    /// Always.
+    #[cfg(not(libtpms_profiles))]
+    #[expect(clippy::unused_self, reason = "as where there are profiles")]
+    pub(super) fn set_profile(&mut self, _profile: &str) -> Result<(), String> {
+        Err(super::profile::ProfileError::Unsupported.to_string())
+    }
+
     /// `_TPM_Init`: ends the TPM, if it runs, and starts it from its stored state, or manufactures a new one if there
     /// is none.
     ///

@@ -8,6 +8,7 @@
 //! - `process`: the loop of the child.
 //! - `libtpms`: the library behind a safe face.
 //! - `nvram`: where the library's blobs go.
+//! - [`profile`]: what a new TPM is to have of what libtpms can do.
 //! - `cancel`: a thread that cancels a running command.
 
 mod cancel;
@@ -15,6 +16,7 @@ pub mod frame;
 mod libtpms;
 mod nvram;
 mod process;
+pub mod profile;
 
 pub use process::{WorkerError, run};
 

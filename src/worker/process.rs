@@ -79,6 +79,10 @@ fn answer<'a>(tpm: &mut Tpm, request: Request<'_>, response: &'a mut Vec<u8>) ->
     match request {
         Request::Start(_) => return Err("START came twice".to_owned()),
         Request::Initialize => tpm.initialize()?,
+        Request::InitializeProfile(profile) => {
+            tpm.set_profile(profile)?;
+            tpm.initialize()?;
+        }
         Request::Execute(locality, command) => {
             tpm.process(locality, command, response)?;
             return Ok(Reply::Response(response));
