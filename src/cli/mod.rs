@@ -7,6 +7,7 @@ mod ready;
 mod run;
 mod serve;
 mod signals;
+mod state;
 mod worker;
 
 use std::io::Write;
@@ -34,6 +35,7 @@ struct Cli {
 enum Command {
     Run(run::RunArgs),
     Describe(describe::DescribeArgs),
+    State(state::StateArgs),
     #[command(hide = true)]
     Launch(run::LaunchArgs),
     #[command(hide = true)]
@@ -53,6 +55,7 @@ pub fn main() -> ExitCode {
         Some(Command::Run(args)) => run::run(&args),
         Some(Command::Launch(args)) => run::launch(&args),
         Some(Command::Describe(args)) => describe::run(args).map(|()| ExitCode::SUCCESS),
+        Some(Command::State(args)) => state::run(args),
         Some(Command::Worker(args)) => worker::run(&args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -1,6 +1,8 @@
 //! `tpm.json`: everything a VMM has to know about the device, for VMMs other than QEMU and for management layers.
 //! `docs/tpm.schema.json` describes it to them.
 
+use std::fmt::Write;
+
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -145,7 +147,12 @@ const fn mobility(state: State) -> StateMobility {
 }
 
 fn table_file(table: &Table) -> TableFile<'_> {
-    let sha256 = format!("{:x}", Sha256::digest(&table.bytes));
+    let hex = |mut text: String, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    };
+    let sha256 = Sha256::digest(&table.bytes).iter().fold(String::new(), hex);
     TableFile { signature: table.signature, file: table.file_name, sha256 }
 }
 

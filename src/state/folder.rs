@@ -1,72 +1,23 @@
 //! The folder on disk: its permissions, its lock, whole reads and atomic writes.
 
+use std::fmt;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::SystemTime;
 
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use rustix::fs::{FlockOperation, flock};
-use thiserror::Error;
 
-use super::Blob;
-use super::file::{self, FormatError};
+use super::file::{self, FormatError, Identity, Label, Undamaged};
+use super::{Blob, Contents, Key, StateError};
 use crate::tpm::TpmVersion;
 
 const LOCK: &str = "lock";
-
-/// What goes wrong with a state folder. Nothing in the folder was changed, unless a write says so.
-#[derive(Debug, Error)]
-pub enum StateError {
-    /// The folder cannot be made or opened.
-    #[error(
-        "cannot open the state folder {}: {reason}; give a folder that this user may write to, or create, on a disk with \
-         free space", path.display()
-    )]
-    Open {
-        /// The folder.
-        path: PathBuf,
-        /// The system's reason.
-        reason: io::Error,
-    },
-    /// Another process uses the folder.
-    #[error("the state folder {} is in use by process {holder}: two TPMs on one state would destroy it; end that process, or choose another folder", path.display())]
-    Locked {
-        /// The folder.
-        path: PathBuf,
-        /// What the lock file says of its holder: a process id.
-        holder: String,
-    },
-    /// A file in the folder cannot be read.
-    #[error("cannot read the state file {name}: {reason}")]
-    Read {
-        /// The file's name in the folder.
-        name: String,
-        /// The system's reason.
-        reason: io::Error,
-    },
-    /// A file in the folder is not this TPM's state.
-    #[error(
-        "the state file {name} is refused and left as it is: {reason}; restore it from a backup, or move it away to begin with a new TPM"
-    )]
-    Format {
-        /// The file's name in the folder.
-        name: String,
-        /// What is wrong with it.
-        reason: FormatError,
-    },
-    /// A blob cannot be written. The old file is still there, whole.
-    #[error("cannot write the state file {name}: {reason}; the state from before is still there")]
-    Write {
-        /// The file's name in the folder.
-        name: String,
-        /// The system's reason.
-        reason: io::Error,
-    },
-}
 
 /// An open and locked state folder.
 ///
@@ -77,6 +28,55 @@ pub struct StateFolder {
     dir: OwnedFd,
     /// Never unlocked, only closed.
     lock: OwnedFd,
+    key: Option<Key>,
+}
+
+/// A file with a blob.
+#[derive(Clone)]
+pub struct StateFile {
+    /// Version of the TPM, by the file's name.
+    pub version: TpmVersion,
+    /// Which blob, by the file's name.
+    pub blob: Blob,
+    /// The file's content.
+    pub bytes: Vec<u8>,
+}
+
+impl StateFile {
+    /// The file's name in the folder.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.blob.file_name(self.version)
+    }
+
+    /// Finds out, without a key, whether it is whole and undamaged, and what it says that it is.
+    ///
+    /// # Errors
+    /// [`StateError::Format`].
+    pub fn inspect(&self) -> Result<Undamaged<'_>, StateError> {
+        let undamaged = file::inspect(&self.bytes).and_then(|undamaged| {
+            let named = (undamaged.label.version, undamaged.label.blob) == (self.version, self.blob);
+            if named { Ok(undamaged) } else { Err(FormatError::OtherContent) }
+        });
+        undamaged.map_err(|reason| StateError::Format { name: self.name(), reason })
+    }
+
+    /// What it says that it is, and the payload.
+    ///
+    /// # Errors
+    /// [`StateError::Format`], [`StateError::Key`].
+    pub fn open(&self, key: Option<&Key>) -> Result<(Label, Vec<u8>), StateError> {
+        let undamaged = self.inspect()?;
+        let payload = undamaged.open(key).map_err(|reason| StateError::Key { name: self.name(), reason })?;
+        Ok((undamaged.label, payload))
+    }
+}
+
+/// Without the content, which is nobody's business.
+impl fmt::Debug for StateFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {} bytes", self.name(), self.bytes.len())
+    }
 }
 
 impl StateFolder {
@@ -116,13 +116,13 @@ impl StateFolder {
         if let Err(error) = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())) {
             log::warn!("cannot write this process's number into {}: {error}", path.join(LOCK).display());
         }
-        Ok(Self { dir: dir.into(), lock: lock.into() })
+        Ok(Self { dir: dir.into(), lock: lock.into(), key: None })
     }
 
     /// A folder that another process opened and locked, from copies of its two descriptors.
     #[must_use]
     pub fn shared(dir: OwnedFd, lock: OwnedFd) -> Self {
-        Self { dir, lock }
+        Self { dir, lock, key: None }
     }
 
     /// The descriptors to hand to a process that is to share this folder: the folder, and its lock.
@@ -131,21 +131,57 @@ impl StateFolder {
         [self.dir.as_fd(), self.lock.as_fd()]
     }
 
+    /// Opens the folder at `path`, if it is there, and locks it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_existing(path: &Path) -> Result<Self, StateError> {
+        match path.metadata() {
+            Ok(_) => Self::open(path),
+            Err(reason) => Err(StateError::Open { path: path.to_owned(), reason }),
+        }
+    }
+
+    /// Uses `key` for all that follows: what is read has to be sealed with it, what is written will be.
+    #[must_use]
+    pub fn with_key(self, key: Option<Key>) -> Self {
+        Self { key, ..self }
+    }
+
+    /// The files with blobs that are there, each with its content, whatever that is.
+    ///
+    /// # Errors
+    /// [`StateError::Read`].
+    pub fn files(&self) -> Result<Vec<StateFile>, StateError> {
+        let all = [TpmVersion::V2_0, TpmVersion::V1_2].map(|version| Blob::ALL.map(|blob| (version, blob)));
+        all.into_iter()
+            .flatten()
+            .filter_map(|(version, blob)| {
+                let file = |bytes| StateFile { version, blob, bytes };
+                self.bytes(version, blob).map(|bytes| bytes.map(file)).transpose()
+            })
+            .collect()
+    }
+
+    /// All blobs that are there.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), for the first that cannot be read.
+    pub fn contents(&self) -> Result<Contents, StateError> {
+        let mut contents = Contents::default();
+        for file in self.files()? {
+            contents.insert(file.version, file.blob, file.open(self.key.as_ref())?.1);
+        }
+        Ok(contents)
+    }
+
     /// Reads a blob; `None` if there is no file of its name.
     ///
     /// # Errors
-    /// [`StateError::Read`], and [`StateError::Format`] for a file that is not this blob, whole and undamaged.
+    /// [`StateError::Read`], [`StateError::Format`] for a file that is not this blob, whole and undamaged, and
+    /// [`StateError::Key`] for one that is sealed with another key, or that should be and is not.
     pub fn load(&self, version: TpmVersion, blob: Blob) -> Result<Option<Vec<u8>>, StateError> {
-        let name = blob.file_name(version);
-        let bytes = match self.read(&name) {
-            Ok(bytes) => bytes,
-            Err(reason) if reason.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(reason) => return Err(StateError::Read { name, reason }),
-        };
-        match file::decode(version, blob, &bytes) {
-            Ok(payload) => Ok(Some(payload.to_vec())),
-            Err(reason) => Err(StateError::Format { name, reason }),
-        }
+        Ok(self.labelled(version, blob)?.map(|(_, payload)| payload))
     }
 
     /// Writes a blob so that the file holds either the old content or the new, whatever happens: a new file, synced,
@@ -153,10 +189,21 @@ impl StateFolder {
     ///
     /// # Errors
     /// [`StateError::Write`]. The old content is then still what a reader finds, except that after a failed sync of the
-    /// folder it may be the new.
+    /// folder it may be the new. An old file that cannot be read, as by [`load`](Self::load), is not replaced.
     pub fn store(&self, version: TpmVersion, blob: Blob, payload: &[u8]) -> Result<(), StateError> {
         let name = blob.file_name(version);
-        self.replace(&name, &file::encode(version, blob, payload)).map_err(|reason| StateError::Write { name, reason })
+        let failed = |reason| StateError::Write { name: name.clone(), reason };
+        let old = self.labelled(version, blob)?.map(|(label, _)| label);
+        let generation = old.map_or(0, |label| label.generation).checked_add(1);
+        let label = Label {
+            version,
+            blob,
+            generation: generation.ok_or_else(|| failed(io::Error::other("there is no generation after its own")))?,
+            identity: Some(self.identity(old).map_err(failed)?),
+            written: Some(SystemTime::now()),
+        };
+        let bytes = file::encode(&label, payload, self.key.as_ref()).map_err(failed)?;
+        self.replace(&name, &bytes).map_err(failed)
     }
 
     /// Deletes a blob. That it is not there is no error.
@@ -171,6 +218,31 @@ impl StateFolder {
             Err(errno) => Err(errno),
         }
         .map_err(|errno| StateError::Write { name, reason: errno.into() })
+    }
+
+    /// A blob and what its file says of it.
+    fn labelled(&self, version: TpmVersion, blob: Blob) -> Result<Option<(Label, Vec<u8>)>, StateError> {
+        let Some(bytes) = self.bytes(version, blob)? else { return Ok(None) };
+        StateFile { version, blob, bytes }.open(self.key.as_ref()).map(Some)
+    }
+
+    /// The identity of the state in this folder: that of the blob's old file, or of another, or else a new one.
+    fn identity(&self, old: Option<Label>) -> io::Result<Identity> {
+        if let Some(identity) = old.and_then(|label| label.identity) {
+            return Ok(identity);
+        }
+        let files = self.files().map_err(io::Error::other)?;
+        let others = files.iter().filter_map(|file| file.open(self.key.as_ref()).ok()?.0.identity);
+        others.into_iter().next().map_or_else(Identity::random, Ok)
+    }
+
+    fn bytes(&self, version: TpmVersion, blob: Blob) -> Result<Option<Vec<u8>>, StateError> {
+        let name = blob.file_name(version);
+        match self.read(&name) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(reason) if reason.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(reason) => Err(StateError::Read { name, reason }),
+        }
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
@@ -237,106 +309,4 @@ fn holder_of(lock: &mut File) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::os::unix::fs::{PermissionsExt, symlink};
-
-    use super::*;
-
-    const V2: TpmVersion = TpmVersion::V2_0;
-    const NAME: &str = "tpm2.0-permanent.state";
-
-    fn folder() -> (tempfile::TempDir, StateFolder) {
-        let temp = tempfile::tempdir().unwrap();
-        let folder = StateFolder::open(&temp.path().join("state")).unwrap();
-        (temp, folder)
-    }
-
-    fn state_path(temp: &tempfile::TempDir) -> PathBuf {
-        temp.path().join("state").join(NAME)
-    }
-
-    #[test]
-    fn a_new_folder_is_private_and_empty() {
-        let (temp, folder) = folder();
-        let mode = fs::metadata(temp.path().join("state")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o700);
-        assert!(folder.load(V2, Blob::Permanent).unwrap().is_none());
-    }
-
-    #[test]
-    fn what_was_stored_is_loaded_by_the_next_process() {
-        let (temp, folder) = folder();
-        folder.store(V2, Blob::Permanent, b"one").unwrap();
-        folder.store(V2, Blob::Permanent, b"two").unwrap();
-        drop(folder);
-        let again = StateFolder::open(&temp.path().join("state")).unwrap();
-        assert_eq!(again.load(V2, Blob::Permanent).unwrap().as_deref(), Some(&b"two"[..]));
-        let mode = fs::metadata(state_path(&temp)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_second_user_is_told_who_holds_the_lock() {
-        let (temp, _folder) = folder();
-        let error = StateFolder::open(&temp.path().join("state")).unwrap_err().to_string();
-        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
-    }
-
-    #[test]
-    fn the_lock_holds_as_long_as_a_copy_is_open() {
-        let (temp, folder) = folder();
-        let path = temp.path().join("state");
-        let [dir, lock] = folder.descriptors().map(|fd| fd.try_clone_to_owned().unwrap());
-        let copy = StateFolder::shared(dir, lock);
-        drop(folder);
-        assert!(matches!(StateFolder::open(&path), Err(StateError::Locked { .. })));
-        assert!(copy.store(V2, Blob::Permanent, b"x").is_ok());
-    }
-
-    #[test]
-    fn a_damaged_file_is_refused_and_left_alone() {
-        let (temp, folder) = folder();
-        fs::write(state_path(&temp), b"not ours").unwrap();
-        assert!(matches!(folder.load(V2, Blob::Permanent), Err(StateError::Format { .. })));
-        assert_eq!(fs::read(state_path(&temp)).unwrap(), b"not ours");
-    }
-
-    #[test]
-    fn a_symbolic_link_in_the_place_of_the_state_is_not_followed() {
-        let (temp, folder) = folder();
-        symlink("/etc/hostname", state_path(&temp)).unwrap();
-        assert!(matches!(folder.load(V2, Blob::Permanent), Err(StateError::Read { .. })));
-    }
-
-    #[test]
-    fn a_pipe_in_the_place_of_the_state_does_not_block() {
-        let (temp, folder) = folder();
-        nix::unistd::mkfifo(&state_path(&temp), Mode::from_bits_truncate(0o600)).unwrap();
-        assert!(matches!(folder.load(V2, Blob::Permanent), Err(StateError::Read { .. })));
-    }
-
-    #[test]
-    fn the_rest_of_an_interrupted_write_does_not_stop_the_next() {
-        let (temp, folder) = folder();
-        fs::write(state_path(&temp).with_extension("state.new"), b"half").unwrap();
-        folder.store(V2, Blob::Permanent, b"whole").unwrap();
-        assert_eq!(folder.load(V2, Blob::Permanent).unwrap().as_deref(), Some(&b"whole"[..]));
-    }
-
-    #[test]
-    fn an_endless_file_is_refused_without_being_read_whole() {
-        let (temp, folder) = folder();
-        File::create(state_path(&temp)).unwrap().set_len(1 << 40).unwrap();
-        assert!(matches!(folder.load(V2, Blob::Permanent), Err(StateError::Read { .. })));
-    }
-
-    #[test]
-    fn deleting_what_is_not_there_is_no_error() {
-        let (_temp, folder) = folder();
-        folder.store(V2, Blob::SaveState, b"x").unwrap();
-        folder.delete(V2, Blob::SaveState).unwrap();
-        folder.delete(V2, Blob::SaveState).unwrap();
-        assert!(folder.load(V2, Blob::SaveState).unwrap().is_none());
-    }
-}
+mod tests;

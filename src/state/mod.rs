@@ -1,11 +1,18 @@
 //! The state folder: what a TPM must not lose, in files that are whole or not there.
 //!
-//! [`StateFolder`] is the folder with its lock and its writes; [`mod@file`] is the format of one file in it, pure.
+//! [`StateFolder`] is the folder with its lock and its writes; [`mod@file`] is the format of one file in it, pure;
+//! [`Key`] is what state is sealed with; [`Contents`] is the state as a value. `docs/state.md` describes it all.
 
+mod contents;
+mod error;
 pub mod file;
 mod folder;
+mod key;
 
-pub use folder::{StateError, StateFolder};
+pub use contents::{Contents, StoredBlob};
+pub use error::StateError;
+pub use folder::{StateFile, StateFolder};
+pub use key::{GIVEN_SIZE, Key, KeyError, MASTER_SIZE};
 
 use std::fmt;
 
@@ -23,6 +30,9 @@ pub enum Blob {
 }
 
 impl Blob {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Permanent, Self::SaveState, Self::Volatile];
+
     /// The name of the file that holds this blob of a TPM of `version`.
     #[must_use]
     pub fn file_name(self, version: TpmVersion) -> String {
