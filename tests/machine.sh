@@ -8,8 +8,8 @@ die() {
     exit 1
 }
 
-# What a build needs: a linker, libtpms, and libclang with its headers, with which bindgen reads those of libtpms.
-BUILD_PACKAGES=(gcc libc6-dev pkg-config libtpms-dev libclang-dev)
+# What a build needs: a linker, libtpms, libcrypto, and libclang with its headers, with which bindgen reads those of libtpms.
+BUILD_PACKAGES=(gcc libc6-dev pkg-config libtpms-dev libssl-dev libclang-dev)
 # What fetching the guest kit needs.
 KIT_PACKAGES=(ca-certificates debian-archive-keyring)
 

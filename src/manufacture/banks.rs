@@ -93,11 +93,13 @@ impl Allocation {
 /// [`ManufactureError::NoBank`], [`ManufactureError::Allocation`], and what stops a command.
 pub(super) fn allocate(tpm: &mut dyn Transport, wanted: &[PcrBank]) -> Result<bool, ManufactureError> {
     let there = Allocation::of(tpm)?;
-    let list = |banks: &mut dyn Iterator<Item = PcrBank>| {
-        banks.map(|bank| bank.to_string()).collect::<Vec<_>>().join(", ")
-    };
+    let list =
+        |banks: &mut dyn Iterator<Item = PcrBank>| banks.map(|bank| bank.to_string()).collect::<Vec<_>>().join(", ");
     if let Some(missing) = wanted.iter().find(|bank| there.0.iter().all(|(known, _)| known != *bank)) {
-        return Err(ManufactureError::NoBank { wanted: *missing, there: list(&mut there.0.iter().map(|(bank, _)| *bank)) });
+        return Err(ManufactureError::NoBank {
+            wanted: *missing,
+            there: list(&mut there.0.iter().map(|(bank, _)| *bank)),
+        });
     }
     if there.is_exactly(wanted) {
         return Ok(false);

@@ -133,13 +133,9 @@ impl Authority {
             // Without a callback, libcrypto would ask the terminal.
             None => PKey::private_key_from_pem_callback(&pem, |_| Ok(0)),
         };
-        let private = parsed.map_err(|reason| CaError::Key {
-            path: key.to_owned(),
-            encrypted: phrase.is_some(),
-            reason,
-        })?;
-        let authority =
-            Self { key: private, certificate: read_certificate(certificate)?, local: None };
+        let private =
+            parsed.map_err(|reason| CaError::Key { path: key.to_owned(), encrypted: phrase.is_some(), reason })?;
+        let authority = Self { key: private, certificate: read_certificate(certificate)?, local: None };
         authority.check(key, certificate)
     }
 
@@ -193,6 +189,16 @@ impl Authority {
     #[must_use]
     pub fn certificate(&self) -> &X509Ref {
         &self.certificate
+    }
+
+    /// The CA's name, for people: the last part of its subject, which is the common name if it has one.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let text = |entry: &openssl::x509::X509NameEntryRef| entry.data().to_string().ok();
+        let name = self.certificate.subject_name();
+        let common = name.entries_by_nid(Nid::COMMONNAME).last().and_then(text);
+        let name = common.or_else(|| name.entries().last().and_then(text));
+        name.map_or_else(|| "a CA without a name".to_owned(), |name| name.escape_debug().take(100).collect())
     }
 
     /// Signs a certificate.

@@ -9,7 +9,7 @@ use openssl::asn1::{Asn1Object, Asn1OctetString, Asn1Time};
 use openssl::bn::{BigNum, MsbOption};
 use openssl::error::ErrorStack;
 use openssl::nid::Nid;
-use openssl::pkey::{HasPublic, Id, PKey, PKeyRef, Public};
+use openssl::pkey::{HasPublic, Id, PKeyRef, Public};
 use openssl::stack::Stack;
 use openssl::x509::extension::{AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage};
 use openssl::x509::store::X509StoreBuilder;
@@ -155,7 +155,8 @@ impl Certifier {
         let mut usage = KeyUsage::new();
         usage.critical();
         let usage = if key.id() == Id::RSA { usage.key_encipherment() } else { usage.key_agreement() }.build()?;
-        let authority = AuthorityKeyIdentifier::new().keyid(false).build(&builder.x509v3_context(Some(issuer), None))?;
+        let authority =
+            AuthorityKeyIdentifier::new().keyid(false).build(&builder.x509v3_context(Some(issuer), None))?;
         builder.append_extension(names)?;
         builder.append_extension(BasicConstraints::new().critical().build()?)?;
         builder.append_extension(usage)?;

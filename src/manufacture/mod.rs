@@ -81,7 +81,9 @@ pub enum ManufactureError {
         limit: usize,
     },
     /// A certificate that is issued would not be believed.
-    #[error("a certificate of this CA would not be accepted by who verifies it: {0}; give a CA certificate that is valid and may sign certificates")]
+    #[error(
+        "a certificate of this CA would not be accepted by who verifies it: {0}; give a CA certificate that is valid and may sign certificates"
+    )]
     NotVerifiable(String),
     /// libcrypto does not do something.
     #[error("libcrypto refuses: {0}")]
@@ -115,7 +117,9 @@ pub enum ManufactureError {
     #[error("the TPM was made, but it has not written its state")]
     NothingWritten,
     /// TPM 1.2 keeps its endorsement key for life.
-    #[error("a TPM 1.2 cannot get a new identity: its endorsement key is made once, for life; make a new TPM with state init")]
+    #[error(
+        "a TPM 1.2 cannot get a new identity: its endorsement key is made once, for life; make a new TPM with state init"
+    )]
     SameForever,
 }
 

@@ -178,11 +178,7 @@ mod tests {
         // TPM2_PolicyAuthorizeNV of index 0x01c07f02: SHA-384; TPMA_NV_POLICYWRITE, WRITEALL, PPREAD, OWNERREAD,
         // AUTHREAD, POLICYREAD, NO_DA, WRITTEN; under policy A; as long as a digest and its algorithm.
         let policy_a = policy_secret(sha384);
-        let public = [
-            &[0x01, 0xc0, 0x7f, 0x02, 0, 0x0c, 0x22, 0x0f, 0x10, 0x08, 0, 48][..],
-            &policy_a,
-            &[0, 50],
-        ];
+        let public = [&[0x01, 0xc0, 0x7f, 0x02, 0, 0x0c, 0x22, 0x0f, 0x10, 0x08, 0, 48][..], &policy_a, &[0, 50]];
         let name = [&[0, 0x0c][..], &digest(sha384, &public)].concat();
         let policy_c = digest(sha384, &[&[0; 48], &[0, 0, 1, 0x92], &name]);
         // TPM2_PolicyOR.

@@ -75,11 +75,9 @@ pub(super) fn renew(tpm: &mut dyn Transport, order: &Order<'_>) -> Result<(), Ma
     startup(tpm)?;
     // An owner may have forbidden TPM2_Clear.
     authorized("TPM2_ClearControl", TPM_CC_CLEAR_CONTROL, &[TPM_RH_PLATFORM]).u8(NO).run(tpm)?;
-    for (name, code) in [
-        ("TPM2_Clear", TPM_CC_CLEAR),
-        ("TPM2_ChangeEPS", TPM_CC_CHANGE_EPS),
-        ("TPM2_ChangePPS", TPM_CC_CHANGE_PPS),
-    ] {
+    for (name, code) in
+        [("TPM2_Clear", TPM_CC_CLEAR), ("TPM2_ChangeEPS", TPM_CC_CHANGE_EPS), ("TPM2_ChangePPS", TPM_CC_CHANGE_PPS)]
+    {
         authorized(name, code, &[TPM_RH_PLATFORM]).run(tpm)?;
     }
     for index in nv_indices(tpm)? {
@@ -141,8 +139,10 @@ fn create_endorsement_key(tpm: &mut dyn Transport, template: Template) -> Result
         .sized(&template.public_area())
         .u16(0)
         .u32(0);
-    let transient = create.run(tpm)?.read(Reader::u32)?;
-    authorized("TPM2_EvictControl", TPM_CC_EVICT_CONTROL, &[TPM_RH_OWNER, transient]).u32(template.handle()).run(tpm)?;
+    let transient = create.run(tpm)?.read(|reader| reader.u32())?;
+    authorized("TPM2_EvictControl", TPM_CC_EVICT_CONTROL, &[TPM_RH_OWNER, transient])
+        .u32(template.handle())
+        .run(tpm)?;
     plain("TPM2_FlushContext", TPM_CC_FLUSH_CONTEXT).u32(transient).run(tpm)?;
     let public = plain("TPM2_ReadPublic", TPM_CC_READ_PUBLIC).u32(template.handle()).run(tpm)?;
     let public = public.read(|reader| reader.sized().map(<[u8]>::to_vec))?;
@@ -189,9 +189,8 @@ struct Properties(BTreeMap<u32, u32>);
 impl Properties {
     fn of(tpm: &mut dyn Transport) -> Result<Self, ManufactureError> {
         let response = capability(tpm, "TPM2_GetCapability(TPM_PROPERTIES)", TPM_CAP_TPM_PROPERTIES, TPM_PT_FIXED)?;
-        let pairs = response.read(|reader| {
-            list(reader, TPM_CAP_TPM_PROPERTIES, |reader| Some((reader.u32()?, reader.u32()?)))
-        })?;
+        let pairs = response
+            .read(|reader| list(reader, TPM_CAP_TPM_PROPERTIES, |reader| Some((reader.u32()?, reader.u32()?))))?;
         Ok(Self(pairs.into_iter().collect()))
     }
 

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
+use super::ManufactureError;
 use crate::backend::BackendError;
 use crate::backend::synchronous::Synchronous;
 use crate::tpm::{HEADER_SIZE, Header};
-use super::ManufactureError;
 
 /// What runs TPM commands, whichever TPM it is.
 pub(super) trait Transport {

@@ -97,7 +97,9 @@ impl Tpm {
         // SAFETY: the library copies the C string; no TPM runs.
         let result = unsafe { ffi::TPMLIB_SetProfile(profile.as_ptr()) };
         check(result).map_err(|code| {
-            format!("libtpms does not accept the profile (error {code:#x}): its name or something in it is not known to it")
+            format!(
+                "libtpms does not accept the profile (error {code:#x}): its name or something in it is not known to it"
+            )
         })
     }
 

@@ -1,5 +1,8 @@
 //! `state`: looking at stored state, checking and moving it. One file a command.
 
+mod certificate_args;
+mod clone;
+mod init;
 mod show;
 mod verify;
 
@@ -10,6 +13,7 @@ use clap::{Args, Subcommand};
 use log::LevelFilter;
 
 use super::start_log;
+use crate::manufacture::certificate::Certifier;
 use crate::state::{StateError, StateFolder};
 
 /// Look at a TPM's stored state, check it, move it
@@ -23,6 +27,8 @@ pub(super) struct StateArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Init(init::InitArgs),
+    Clone(clone::CloneArgs),
     Show(show::ShowArgs),
     Verify(verify::VerifyArgs),
 }
@@ -45,7 +51,17 @@ impl FolderArgs {
 pub(super) fn run(args: StateArgs) -> anyhow::Result<ExitCode> {
     start_log(LevelFilter::Info);
     match args.command {
+        Command::Init(args) => init::run(args),
+        Command::Clone(args) => clone::run(args),
         Command::Show(args) => show::run(&args),
         Command::Verify(args) => verify::run(&args),
     }
+}
+
+/// Who has issued a TPM's certificates, for people.
+fn issuer(certifier: Option<&Certifier>) -> String {
+    certifier.map_or_else(
+        || "without certificates".to_owned(),
+        |certifier| format!("its certificates issued by {}", certifier.authority.name()),
+    )
 }
