@@ -344,3 +344,6 @@ fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CaError> {
         CaError::Write { path: path.to_owned(), reason }
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -155,8 +155,13 @@ impl Certifier {
         let mut usage = KeyUsage::new();
         usage.critical();
         let usage = if key.id() == Id::RSA { usage.key_encipherment() } else { usage.key_agreement() }.build()?;
-        let authority =
-            AuthorityKeyIdentifier::new().keyid(false).build(&builder.x509v3_context(Some(issuer), None))?;
+        let mut authority = AuthorityKeyIdentifier::new();
+        // A CA without a key identifier is named by its issuer and serial number.
+        let authority = match issuer.subject_key_id() {
+            Some(_) => authority.keyid(true),
+            None => authority.issuer(true),
+        }
+        .build(&builder.x509v3_context(Some(issuer), None))?;
         builder.append_extension(names)?;
         builder.append_extension(BasicConstraints::new().critical().build()?)?;
         builder.append_extension(usage)?;
@@ -246,3 +251,6 @@ fn specification_attribute(specification: Specification) -> Vec<u8> {
         });
     })
 }
+
+#[cfg(test)]
+mod tests;
