@@ -1,6 +1,8 @@
 //! `state init` and `state clone`, by the built program, and what is then in the TPM.
 
 mod common;
+#[path = "manufacture/tpm_1_2.rs"]
+mod tpm_1_2;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,7 +19,7 @@ use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
 use vfio_user_tpm::backend::synchronous::Synchronous;
 use vfio_user_tpm::backend::worker::WorkerConfig;
 use vfio_user_tpm::manufacture::template::Template;
-use vfio_user_tpm::manufacture::{tpm2, tpm12};
+use vfio_user_tpm::manufacture::tpm2;
 use vfio_user_tpm::state::StateFolder;
 use vfio_user_tpm::tpm::TpmVersion;
 
@@ -391,75 +393,4 @@ fn the_original_of_a_clone_must_not_be_in_use() {
     assert!(error.contains("in use"), "{error}");
     drop(tpm);
     assert!(!shop.path("copy").exists());
-}
-
-mod tpm_1_2 {
-    use super::*;
-
-    fn command(ordinal: u32, body: &[u8]) -> Vec<u8> {
-        let size = u32::try_from(10 + body.len()).unwrap();
-        [&[0, 0xc1][..], &size.to_be_bytes(), &ordinal.to_be_bytes(), body].concat()
-    }
-
-    fn start(shop: &Shop) -> Tpm {
-        let mut tpm = Tpm::start(TpmVersion::V1_2, &shop.path("tpm"));
-        tpm.ok(&command(0x99, &[0, 1]));
-        tpm
-    }
-
-    /// `TPM_NV_ReadValue` without authorization: an index with the owner's permission can be read so until there is one.
-    fn read(tpm: &mut Tpm, index: u32, size: usize) -> Vec<u8> {
-        let mut data = Vec::new();
-        while data.len() < size {
-            let part = (size - data.len()).min(512);
-            let number = |value: usize| u32::try_from(value).unwrap().to_be_bytes();
-            let body = [index.to_be_bytes(), number(data.len()), number(part)].concat();
-            let response = tpm.ok(&command(0xcf, &body));
-            data.extend(&response[14..]);
-        }
-        data
-    }
-
-    fn certificate(tpm: &mut Tpm, index: u32) -> X509 {
-        let head = read(tpm, index, 7);
-        assert_eq!((&head[..3], &head[5..]), (&[0x10, 0x01, 0][..], &[0x10, 0x02][..]));
-        let size = usize::from(u16::from_be_bytes([head[3], head[4]]));
-        X509::from_der(&read(tpm, index, size + 5)[7..]).unwrap()
-    }
-
-    #[test]
-    fn its_certificates_are_of_its_endorsement_key_and_its_nv_memory_is_locked() {
-        let shop = Shop::open();
-        shop.ok("init --state-dir tpm --tpm-version 1.2 --ca-dir ca");
-        let mut tpm = start(&shop);
-        let key = tpm.ok(&tpm_1_2_read_pubek());
-        // TPM_PUBKEY: parameters of 24 bytes, the modulus with its length.
-        let modulus = &key[10 + 24 + 4..10 + 24 + 4 + 256];
-        let authority = ca_certificate(&shop.path("ca/ca-certificate.pem"));
-        for index in [tpm12::ENDORSEMENT_CERTIFICATE, tpm12::PLATFORM_CERTIFICATE] {
-            let certificate = certificate(&mut tpm, index);
-            assert_eq!(certificate.public_key().unwrap().rsa().unwrap().n().to_vec(), modulus);
-            assert_issued_by(&certificate, &authority);
-        }
-        // TPM_NV_DefineSpace needs the owner from now on.
-        let pcrs = [&[0, 3, 0, 0, 0, 0x1f][..], &[0; 20]].concat();
-        let define =
-            [&[0, 0x18, 0, 0, 0, 0x16][..], &pcrs, &pcrs, &[0, 0x17, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 4], &[0; 20]]
-                .concat();
-        assert_ne!(code_of(&tpm.run(&command(0xcc, &define))), RC_SUCCESS);
-    }
-
-    fn tpm_1_2_read_pubek() -> Vec<u8> {
-        common::tpm_commands::tpm_1_2::read_pubek([7; 20])
-    }
-
-    #[test]
-    fn it_keeps_its_identity() {
-        let shop = Shop::open();
-        shop.ok("init --state-dir tpm --tpm-version 1.2 --no-certificates");
-        let error = shop.fails("clone --state-dir tpm copy --new-identity --no-certificates");
-        assert!(error.contains("for life"), "{error}");
-        assert!(!shop.path("copy").exists());
-        shop.ok("clone --state-dir tpm copy");
-    }
 }

@@ -3,6 +3,8 @@
 mod capabilities;
 mod describe;
 mod device_args;
+mod inherited;
+mod key_args;
 mod ready;
 mod run;
 mod serve;

@@ -1,16 +1,16 @@
 //! Serving the TPM: the program without a subcommand.
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::device_args::{DeviceArgs, description_of};
-use super::{log_level, ready, signals, start_log};
+use super::key_args::KeyArgs;
+use super::{inherited, log_level, ready, signals, start_log};
 use crate::acpi::TpmDevice as DeviceDescription;
 use crate::backend::embedded::{Embedded, EmbeddedTpm};
 use crate::backend::worker::WorkerConfig;
@@ -47,6 +47,9 @@ pub(super) struct TpmArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) state_dir: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub(super) keys: KeyArgs,
+
     /// Which TPM is behind the registers
     #[arg(long, value_enum, default_value = "embedded")]
     backend: BackendKind,
@@ -80,7 +83,7 @@ struct SocketArgs {
     socket_path: Option<PathBuf>,
 
     /// Inherited descriptor to serve instead: of a listening socket, or of one connection
-    #[arg(long, value_name = "FD", value_parser = clap::value_parser!(RawFd).range(3..))]
+    #[arg(long, value_name = "FD", value_parser = inherited::number())]
     fd: Option<RawFd>,
 }
 
@@ -110,6 +113,7 @@ enum Endpoint {
 struct Config {
     endpoint: Endpoint,
     state_dir: Option<PathBuf>,
+    keys: KeyArgs,
     device: DeviceDescription,
     registers: TisConfig,
     description: Option<(Description, PathBuf)>,
@@ -131,6 +135,12 @@ impl TryFrom<ServeArgs> for Config {
             (None, Some(fd)) => Endpoint::Descriptor(fd),
             _ => bail!("give either --socket-path or --fd"),
         };
+        if let (Some(flag), None) = (args.keys.given(), &args.state_dir) {
+            bail!("{flag} protects a TPM's state, and there is none without --state-dir");
+        }
+        if args.keys.descriptor().is_some() && args.keys.descriptor() == socket.fd {
+            bail!("--fd and --key-fd are the same descriptor");
+        }
         let description = match (description, &endpoint) {
             (None, _) => None,
             (Some(folder), Endpoint::Path(socket)) => {
@@ -153,6 +163,7 @@ impl TryFrom<ServeArgs> for Config {
         Ok(Self {
             endpoint,
             state_dir: args.state_dir,
+            keys: args.keys,
             device,
             registers,
             description,
@@ -174,6 +185,8 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         .context("cannot receive signals")?;
 
     let state = config.state_dir.as_deref().map(StateFolder::open).transpose()?;
+    let state = state.map(|folder| config.keys.protect(folder)).transpose()?;
+    state.as_ref().map_or(Ok(()), StateFolder::refuse_swtpm)?;
     let listener = match &config.endpoint {
         Endpoint::Path(path) => {
             // What is in the way of serving comes to light before anything is written; and who can connect finds the
@@ -184,7 +197,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
             }
             claim.listen()?
         }
-        Endpoint::Descriptor(fd) => Listener::from_fd(inherited(*fd)?)?,
+        Endpoint::Descriptor(fd) => Listener::from_fd(inherited::take("--fd", *fd)?)?,
     };
     let mut server = Server::new(listener)?;
     if config.obey_parent_only {
@@ -212,22 +225,6 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         Some(reason) => bail!("the TPM was not stopped in order, and its last change may be lost: {reason}"),
     }
     Ok(())
-}
-
-/// Takes over a descriptor that the starting process left open for us.
-fn inherited(fd: RawFd) -> anyhow::Result<OwnedFd> {
-    // SAFETY: only numbers from 3 on are accepted, this is called once, and before it nothing was opened that could
-    // have this number but was not inherited: were it so, the next line would say that it is closed on exec.
-    #[expect(unsafe_code, reason = "a descriptor given by number")]
-    let descriptor = unsafe { OwnedFd::from_raw_fd(fd) };
-    match fcntl(&descriptor, FcntlArg::F_GETFD).map(FdFlag::from_bits_retain) {
-        Ok(flags) if !flags.contains(FdFlag::FD_CLOEXEC) => Ok(descriptor),
-        Ok(_) | Err(_) => {
-            // Not ours to close.
-            std::mem::forget(descriptor);
-            bail!("--fd={fd}: no such descriptor was inherited; the starting process must leave it open")
-        }
-    }
 }
 
 #[cfg(test)]

@@ -6,52 +6,54 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::ManufactureError;
-use crate::state::{Blob, Contents, Key, StateFolder};
+use crate::state::{Contents, StateFolder};
 
 /// The folder's name in the state folder.
 const NAME: &str = "making";
-
-/// What swtpm calls its state. It would stay unseen beside ours.
-const SWTPM_FILES: [&str; 2] = ["tpm2-00.permall", "tpm-00.permall"];
 
 /// A state folder that holds no TPM yet, locked, and the folder in it where one is made. Both are as they were before
 /// when this is dropped unfinished.
 #[derive(Debug)]
 pub struct Aside {
+    // Dropped, and with it unlocked, after the place is cleared.
+    place: Place,
     target: StateFolder,
-    target_path: PathBuf,
-    place: PathBuf,
-    key: Option<Key>,
+}
+
+/// What has to be cleared away in the end.
+#[derive(Debug)]
+struct Place {
+    path: PathBuf,
+    state_folder: PathBuf,
     /// The state folder was not there before, and nothing is in it yet.
     to_be_removed: bool,
 }
 
 impl Aside {
-    /// Opens and locks the state folder at `path`, creating it if it is not there. What an interrupted run has left is
-    /// cleared away.
+    /// Opens and locks the state folder at `path`, creating it if it is not there; `protect` gives it its key and rollback
+    /// anchor. What an interrupted run has left is cleared away.
     ///
     /// # Errors
-    /// [`ManufactureError::Occupied`] if a TPM is in it, [`ManufactureError::State`], [`ManufactureError::Aside`].
-    pub fn open(path: &Path, key: Option<Key>) -> Result<Self, ManufactureError> {
+    /// [`ManufactureError::Occupied`] if a TPM is in it, [`ManufactureError::State`], [`ManufactureError::Aside`], and those
+    /// of `protect`.
+    pub fn open<E: From<ManufactureError>>(
+        path: &Path,
+        protect: impl FnOnce(StateFolder) -> Result<StateFolder, E>,
+    ) -> Result<Self, E> {
         let to_be_removed = path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-        let target = StateFolder::open(path)?.with_key(key.clone());
-        let place = path.join(NAME);
-        let aside = Self { target, target_path: path.to_owned(), place, key, to_be_removed };
-        let ours = aside.target.files()?.first().map(crate::state::StateFile::name);
-        let swtpm = || SWTPM_FILES.into_iter().find(|name| path.join(name).symlink_metadata().is_ok());
-        if let Some(file) = ours.or_else(|| swtpm().map(str::to_owned)) {
-            return Err(ManufactureError::Occupied { path: path.to_owned(), file });
-        }
-        aside.clear().map_err(|reason| aside.failed(reason))?;
-        Ok(aside)
+        let target = StateFolder::open(path).map_err(ManufactureError::from)?;
+        let place = Place { path: path.join(NAME), state_folder: path.to_owned(), to_be_removed };
+        refuse_occupied(&target, path)?;
+        place.clear().map_err(|reason| ManufactureError::Aside { path: place.path.clone(), reason })?;
+        Ok(Self { target: protect(target)?, place })
     }
 
-    /// The folder to make the TPM in.
+    /// The folder to make the TPM in, with the same key.
     ///
     /// # Errors
     /// [`ManufactureError::State`].
     pub fn folder(&self) -> Result<StateFolder, ManufactureError> {
-        Ok(StateFolder::open(&self.place)?.with_key(self.key.clone()))
+        Ok(StateFolder::open(&self.place.path)?.with_key(self.target.key().cloned()))
     }
 
     /// Moves what was made in the place into the state folder. Whoever made it must have ended.
@@ -66,46 +68,42 @@ impl Aside {
         self.fill(&made)
     }
 
-    /// Writes `contents` into the state folder: the permanent blobs, without which there is no TPM, as the last.
+    /// Makes `contents` the state in the state folder.
     ///
     /// # Errors
-    /// [`ManufactureError::State`]; nothing is left of it then.
+    /// [`ManufactureError::State`]; there is no state then.
     pub fn fill(mut self, contents: &Contents) -> Result<(), ManufactureError> {
-        let (last, first): (Vec<_>, Vec<_>) = contents.iter().partition(|stored| stored.blob == Blob::Permanent);
-        for (index, stored) in first.iter().chain(&last).enumerate() {
-            if let Err(error) = self.target.store(stored.version, stored.blob, &stored.payload) {
-                for written in first.iter().chain(&last).take(index.saturating_add(1)) {
-                    // The error that is told is that of writing.
-                    let _ = self.target.delete(written.version, written.blob);
-                }
-                return Err(error.into());
-            }
-        }
-        self.to_be_removed = false;
+        self.target.replace_contents(contents, false)?;
+        self.place.to_be_removed = false;
         Ok(())
     }
+}
 
+fn refuse_occupied(target: &StateFolder, path: &Path) -> Result<(), ManufactureError> {
+    match target.files()?.first() {
+        Some(file) => Err(ManufactureError::Occupied { path: path.to_owned(), file: file.name() }),
+        None => Ok(target.refuse_swtpm()?),
+    }
+}
+
+impl Place {
     fn clear(&self) -> io::Result<()> {
-        match fs::remove_dir_all(&self.place) {
+        match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             cleared => cleared,
         }
     }
-
-    fn failed(&self, reason: io::Error) -> ManufactureError {
-        ManufactureError::Aside { path: self.place.clone(), reason }
-    }
 }
 
-impl Drop for Aside {
+impl Drop for Place {
     fn drop(&mut self) {
         if let Err(error) = self.clear() {
-            log::warn!("cannot remove {}: {error}; it holds secrets of a TPM that is not used", self.place.display());
+            log::warn!("cannot remove {}: {error}; it holds secrets of a TPM that is not used", self.path.display());
         }
         if self.to_be_removed {
             // Of an empty folder only the lock file is left. If anybody else has put something there, it stays.
-            let _ = fs::remove_file(self.target_path.join("lock"));
-            let _ = fs::remove_dir(&self.target_path);
+            let _ = fs::remove_file(self.state_folder.join("lock"));
+            let _ = fs::remove_dir(&self.state_folder);
         }
     }
 }
@@ -113,15 +111,20 @@ impl Drop for Aside {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::Blob;
     use crate::tpm::TpmVersion;
 
     const V2: TpmVersion = TpmVersion::V2_0;
+
+    fn open(path: &Path) -> Result<Aside, ManufactureError> {
+        Aside::open(path, Ok)
+    }
 
     #[test]
     fn what_was_made_is_there_as_a_whole_and_the_place_is_gone() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("state");
-        let aside = Aside::open(&path, None).unwrap();
+        let aside = open(&path).unwrap();
         aside.folder().unwrap().store(V2, Blob::Permanent, b"a TPM").unwrap();
         aside.finish().unwrap();
         let state = StateFolder::open(&path).unwrap();
@@ -133,7 +136,7 @@ mod tests {
     fn what_is_not_finished_leaves_nothing() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("state");
-        let aside = Aside::open(&path, None).unwrap();
+        let aside = open(&path).unwrap();
         aside.folder().unwrap().store(V2, Blob::Permanent, b"half a TPM").unwrap();
         drop(aside);
         assert!(!path.exists());
@@ -142,7 +145,7 @@ mod tests {
     #[test]
     fn a_folder_that_was_there_stays() {
         let temp = tempfile::tempdir().unwrap();
-        drop(Aside::open(temp.path(), None).unwrap());
+        drop(open(temp.path()).unwrap());
         assert!(temp.path().exists());
     }
 
@@ -151,7 +154,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         fs::create_dir(temp.path().join(NAME)).unwrap();
         fs::write(temp.path().join(NAME).join(Blob::Permanent.file_name(V2)), b"half").unwrap();
-        let aside = Aside::open(temp.path(), None).unwrap();
+        let aside = open(temp.path()).unwrap();
         assert!(aside.folder().unwrap().files().unwrap().is_empty());
         assert!(matches!(aside.finish(), Err(ManufactureError::NothingWritten)));
     }
@@ -161,7 +164,7 @@ mod tests {
         for file in [Blob::Permanent.file_name(TpmVersion::V1_2), "tpm2-00.permall".to_owned()] {
             let temp = tempfile::tempdir().unwrap();
             fs::write(temp.path().join(&file), b"somebody's").unwrap();
-            let error = Aside::open(temp.path(), None).unwrap_err().to_string();
+            let error = open(temp.path()).unwrap_err().to_string();
             assert!(error.contains(&file), "{error}");
             assert_eq!(fs::read(temp.path().join(&file)).unwrap(), b"somebody's");
         }

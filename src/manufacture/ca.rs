@@ -11,6 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
+use openssl::bn::BigNum;
 use openssl::ec::{EcGroup, EcKey};
 use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
@@ -214,10 +215,14 @@ impl Authority {
     pub(super) fn record(&self, certificate: &X509Ref, what: &str, subject: Option<&str>) -> Result<(), CaError> {
         let Some(local) = &self.local else { return Ok(()) };
         let serial = certificate.serial_number().to_bn()?.to_hex_str()?;
-        let fingerprint: String =
-            certificate.digest(MessageDigest::sha256())?.iter().map(|byte| format!("{byte:02x}")).collect();
-        let line =
-            format!("{}\t{}\t{what}\t{}\t{fingerprint}\n", &*serial, certificate.not_before(), subject.unwrap_or("-"));
+        let fingerprint = BigNum::from_slice(&certificate.digest(MessageDigest::sha256())?)?;
+        let fingerprint = fingerprint.to_hex_str()?;
+        let line = format!(
+            "{}\t{}\t{what}\t{}\t{fingerprint:0>64}\n",
+            &*serial,
+            certificate.not_before(),
+            subject.unwrap_or("-")
+        );
         let path = local.folder.join(ISSUED);
         let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
         let written = OpenOptions::new()

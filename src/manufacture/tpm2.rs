@@ -139,7 +139,7 @@ fn create_endorsement_key(tpm: &mut dyn Transport, template: Template) -> Result
         .sized(&template.public_area())
         .u16(0)
         .u32(0);
-    let transient = create.run(tpm)?.read(|reader| reader.u32())?;
+    let transient = create.run(tpm)?.read(|reader| reader.array().map(u32::from_be_bytes))?;
     authorized("TPM2_EvictControl", TPM_CC_EVICT_CONTROL, &[TPM_RH_OWNER, transient])
         .u32(template.handle())
         .run(tpm)?;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::anchor::{AnchorError, Rollback};
+use super::archive::ArchiveError;
 use super::file::{FormatError, OpenError};
 
 /// What goes wrong with a state folder. Nothing in the folder was changed, unless a write says so.
@@ -63,4 +65,45 @@ pub enum StateError {
         /// The system's reason.
         reason: io::Error,
     },
+    /// The state is not the newest.
+    #[error(
+        "the state file {name} is refused and left as it is: {reason}; put the newest state back, or accept the one that is there with `vfio-user-tpm state anchor --force`"
+    )]
+    Rollback {
+        /// The file's name in the folder.
+        name: String,
+        /// What the anchor knows.
+        reason: Rollback,
+    },
+    /// The rollback anchor cannot be used.
+    #[error(transparent)]
+    Anchor(#[from] AnchorError),
+    /// Files of one folder or archive are of different TPMs.
+    #[error("the state file {name} belongs to another state than the others beside it")]
+    Mixed {
+        /// The file's name.
+        name: String,
+    },
+    /// The folder is swtpm's.
+    #[error(
+        "the state folder holds the state of an swtpm ({name}), and none of vfio-user-tpm's own: move it into a new folder with `vfio-user-tpm state import --from-swtpm`"
+    )]
+    Swtpm {
+        /// A file of swtpm's.
+        name: &'static str,
+    },
+    /// There is a state already.
+    #[error(
+        "the state folder holds the file {name} already, and nothing was changed: choose another folder, or --force to replace the whole state"
+    )]
+    Occupied {
+        /// A file that is there.
+        name: String,
+    },
+    /// There is no state.
+    #[error("the state folder holds no state")]
+    Empty,
+    /// An exported file is not one.
+    #[error("the exported state is refused: {0}")]
+    Archive(ArchiveError),
 }

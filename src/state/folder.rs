@@ -1,6 +1,5 @@
 //! The folder on disk: its permissions, its lock, whole reads and atomic writes.
 
-use std::fmt;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,16 +7,24 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::time::SystemTime;
 
-use nix::fcntl::{OFlag, openat, renameat};
-use nix::sys::stat::Mode;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use rustix::fs::{FlockOperation, flock};
 
-use super::file::{self, FormatError, Identity, Label, Undamaged};
-use super::{Blob, Contents, Key, StateError};
+use super::file::{self, Identity, Label};
+use super::{Anchor, Blob, Contents, Key, StateError, StateFile, every_blob};
 use crate::tpm::TpmVersion;
 
+mod install;
+
+pub use install::check_together;
+
 const LOCK: &str = "lock";
+
+/// Permanent state as swtpm names it.
+const SWTPM_FILES: [&str; 2] = ["tpm2-00.permall", "tpm-00.permall"];
 
 /// An open and locked state folder.
 ///
@@ -29,54 +36,7 @@ pub struct StateFolder {
     /// Never unlocked, only closed.
     lock: OwnedFd,
     key: Option<Key>,
-}
-
-/// A file with a blob.
-#[derive(Clone)]
-pub struct StateFile {
-    /// Version of the TPM, by the file's name.
-    pub version: TpmVersion,
-    /// Which blob, by the file's name.
-    pub blob: Blob,
-    /// The file's content.
-    pub bytes: Vec<u8>,
-}
-
-impl StateFile {
-    /// The file's name in the folder.
-    #[must_use]
-    pub fn name(&self) -> String {
-        self.blob.file_name(self.version)
-    }
-
-    /// Finds out, without a key, whether it is whole and undamaged, and what it says that it is.
-    ///
-    /// # Errors
-    /// [`StateError::Format`].
-    pub fn inspect(&self) -> Result<Undamaged<'_>, StateError> {
-        let undamaged = file::inspect(&self.bytes).and_then(|undamaged| {
-            let named = (undamaged.label.version, undamaged.label.blob) == (self.version, self.blob);
-            if named { Ok(undamaged) } else { Err(FormatError::OtherContent) }
-        });
-        undamaged.map_err(|reason| StateError::Format { name: self.name(), reason })
-    }
-
-    /// What it says that it is, and the payload.
-    ///
-    /// # Errors
-    /// [`StateError::Format`], [`StateError::Key`].
-    pub fn open(&self, key: Option<&Key>) -> Result<(Label, Vec<u8>), StateError> {
-        let undamaged = self.inspect()?;
-        let payload = undamaged.open(key).map_err(|reason| StateError::Key { name: self.name(), reason })?;
-        Ok((undamaged.label, payload))
-    }
-}
-
-/// Without the content, which is nobody's business.
-impl fmt::Debug for StateFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, {} bytes", self.name(), self.bytes.len())
-    }
+    anchor: Option<Anchor>,
 }
 
 impl StateFolder {
@@ -116,19 +76,23 @@ impl StateFolder {
         if let Err(error) = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())) {
             log::warn!("cannot write this process's number into {}: {error}", path.join(LOCK).display());
         }
-        Ok(Self { dir: dir.into(), lock: lock.into(), key: None })
+        let folder = Self { dir: dir.into(), lock: lock.into(), key: None, anchor: None };
+        folder.finish_replacing()?;
+        Ok(folder)
     }
 
     /// A folder that another process opened and locked, from copies of its two descriptors.
     #[must_use]
     pub fn shared(dir: OwnedFd, lock: OwnedFd) -> Self {
-        Self { dir, lock, key: None }
+        Self { dir, lock, key: None, anchor: None }
     }
 
-    /// The descriptors to hand to a process that is to share this folder: the folder, and its lock.
+    /// The descriptors to hand to a process that is to share this folder: the folder, its lock, and the rollback anchor
+    /// if there is one.
     #[must_use]
-    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        [self.dir.as_fd(), self.lock.as_fd()]
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let anchor = self.anchor.iter().map(Anchor::as_fd);
+        [self.dir.as_fd(), self.lock.as_fd()].into_iter().chain(anchor).collect()
     }
 
     /// Opens the folder at `path`, if it is there, and locks it.
@@ -148,14 +112,48 @@ impl StateFolder {
         Self { key, ..self }
     }
 
+    /// Uses `anchor` for all that follows: what is read must not be older than it knows. Set after the key, with which it
+    /// is authenticated.
+    #[must_use]
+    pub fn with_anchor(self, anchor: Option<Anchor>) -> Self {
+        Self { anchor, ..self }
+    }
+
+    /// The key in use.
+    #[must_use]
+    pub fn key(&self) -> Option<&Key> {
+        self.key.as_ref()
+    }
+
+    /// Makes sure that the folder is not the state of an swtpm, beside which the embedded TPM would begin as a new one.
+    ///
+    /// # Errors
+    /// [`StateError::Swtpm`].
+    pub fn refuse_swtpm(&self) -> Result<(), StateError> {
+        if !self.files()?.is_empty() {
+            return Ok(());
+        }
+        match SWTPM_FILES.into_iter().find_map(|name| self.exists(name).map(|there| there.then_some(name)).transpose())
+        {
+            Some(name) => Err(StateError::Swtpm { name: name? }),
+            None => Ok(()),
+        }
+    }
+
+    fn exists(&self, name: &str) -> Result<bool, StateError> {
+        match fstatat(&self.dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(StateError::Read { name: name.to_owned(), reason: errno.into() }),
+        }
+    }
+
     /// The files with blobs that are there, each with its content, whatever that is.
     ///
     /// # Errors
     /// [`StateError::Read`].
     pub fn files(&self) -> Result<Vec<StateFile>, StateError> {
-        let all = [TpmVersion::V2_0, TpmVersion::V1_2].map(|version| Blob::ALL.map(|blob| (version, blob)));
-        all.into_iter()
-            .flatten()
+        every_blob()
             .filter_map(|(version, blob)| {
                 let file = |bytes| StateFile { version, blob, bytes };
                 self.bytes(version, blob).map(|bytes| bytes.map(file)).transpose()
@@ -181,59 +179,87 @@ impl StateFolder {
     /// [`StateError::Read`], [`StateError::Format`] for a file that is not this blob, whole and undamaged, and
     /// [`StateError::Key`] for one that is sealed with another key, or that should be and is not.
     pub fn load(&self, version: TpmVersion, blob: Blob) -> Result<Option<Vec<u8>>, StateError> {
-        Ok(self.labelled(version, blob)?.map(|(_, payload)| payload))
+        Ok(self.read_blob(version, blob)?.map(|(_, payload)| payload))
     }
 
     /// Writes a blob so that the file holds either the old content or the new, whatever happens: a new file, synced,
-    /// renamed over the old one, and the folder synced.
+    /// renamed over the old one, and the folder synced; then the rollback anchor, if there is one.
     ///
     /// # Errors
-    /// [`StateError::Write`]. The old content is then still what a reader finds, except that after a failed sync of the
-    /// folder it may be the new. An old file that cannot be read, as by [`load`](Self::load), is not replaced.
+    /// [`StateError::Write`], [`StateError::Anchor`]. The old content is then still what a reader finds, except that after
+    /// a failed sync of the folder, or a failed write of the anchor, it may be the new. An old file that cannot be read,
+    /// as by [`load`](Self::load), is not replaced.
     pub fn store(&self, version: TpmVersion, blob: Blob, payload: &[u8]) -> Result<(), StateError> {
         let name = blob.file_name(version);
         let failed = |reason| StateError::Write { name: name.clone(), reason };
-        let old = self.labelled(version, blob)?.map(|(label, _)| label);
-        let generation = old.map_or(0, |label| label.generation).checked_add(1);
+        let old = self.read_blob(version, blob)?.map(|(label, _)| label);
+        let key = self.key.as_ref();
+        // After a deletion only the anchor knows.
+        let seen = self.anchor.as_ref().map_or(Ok(0), |anchor| anchor.generation(key, version, blob))?;
+        let generation = old.map_or(0, |label| label.generation).max(seen).checked_add(1);
         let label = Label {
             version,
             blob,
             generation: generation.ok_or_else(|| failed(io::Error::other("there is no generation after its own")))?,
-            identity: Some(self.identity(old).map_err(failed)?),
+            identity: Some(self.identity(old)?.map_or_else(Identity::random, Ok).map_err(failed)?),
             written: Some(SystemTime::now()),
         };
-        let bytes = file::encode(&label, payload, self.key.as_ref()).map_err(failed)?;
-        self.replace(&name, &bytes).map_err(failed)
+        let bytes = file::encode(&label, payload, key).map_err(failed)?;
+        self.replace(&name, &bytes).map_err(failed)?;
+        Ok(self.anchor.as_ref().map_or(Ok(()), |anchor| anchor.written(key, &label))?)
     }
 
     /// Deletes a blob. That it is not there is no error.
     ///
     /// # Errors
-    /// [`StateError::Write`].
+    /// [`StateError::Write`], [`StateError::Anchor`].
     pub fn delete(&self, version: TpmVersion, blob: Blob) -> Result<(), StateError> {
         let name = blob.file_name(version);
-        match unlinkat(&self.dir, name.as_str(), UnlinkatFlags::NoRemoveDir) {
+        let Some(anchor) = &self.anchor else { return self.unlink(&name) };
+        let Some((label, _)) = self.read_blob(version, blob)? else { return Ok(()) };
+        // Between the two it may be there or not.
+        anchor.deleting(self.key.as_ref(), version, label.blob)?;
+        self.unlink(&name)?;
+        self.check(version, blob, None)
+    }
+
+    /// A blob and what its file says of it, if it is as new as it must be.
+    fn read_blob(&self, version: TpmVersion, blob: Blob) -> Result<Option<(Label, Vec<u8>)>, StateError> {
+        let bytes = self.bytes(version, blob)?;
+        let file = bytes.map(|bytes| StateFile { version, blob, bytes });
+        let opened = file.map(|file| file.open(self.key.as_ref())).transpose()?;
+        self.check(version, blob, opened.as_ref().map(|(label, _)| label))?;
+        Ok(opened)
+    }
+
+    /// Compares what a blob's file says of itself with what the rollback anchor knows, if there is one.
+    fn check(&self, version: TpmVersion, blob: Blob, label: Option<&Label>) -> Result<(), StateError> {
+        let Some(anchor) = &self.anchor else { return Ok(()) };
+        let name = blob.file_name(version);
+        let observed = anchor.observe(self.key.as_ref(), version, blob, label)?;
+        observed.map_err(|reason| StateError::Rollback { name, reason })
+    }
+
+    /// The identity of the state in this folder: that of the blob's old file, or of another, or the anchor's.
+    fn identity(&self, old: Option<Label>) -> Result<Option<Identity>, StateError> {
+        if let Some(identity) = old.and_then(|label| label.identity) {
+            return Ok(Some(identity));
+        }
+        for file in self.files()? {
+            if let Some(identity) = file.open(self.key.as_ref())?.0.identity {
+                return Ok(Some(identity));
+            }
+        }
+        Ok(self.anchor.as_ref().map_or(Ok(None), |anchor| anchor.identity(self.key.as_ref()))?)
+    }
+
+    fn unlink(&self, name: &str) -> Result<(), StateError> {
+        match unlinkat(&self.dir, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) => nix::unistd::fsync(&self.dir),
-            Err(nix::errno::Errno::ENOENT) => Ok(()),
+            Err(Errno::ENOENT) => Ok(()),
             Err(errno) => Err(errno),
         }
-        .map_err(|errno| StateError::Write { name, reason: errno.into() })
-    }
-
-    /// A blob and what its file says of it.
-    fn labelled(&self, version: TpmVersion, blob: Blob) -> Result<Option<(Label, Vec<u8>)>, StateError> {
-        let Some(bytes) = self.bytes(version, blob)? else { return Ok(None) };
-        StateFile { version, blob, bytes }.open(self.key.as_ref()).map(Some)
-    }
-
-    /// The identity of the state in this folder: that of the blob's old file, or of another, or else a new one.
-    fn identity(&self, old: Option<Label>) -> io::Result<Identity> {
-        if let Some(identity) = old.and_then(|label| label.identity) {
-            return Ok(identity);
-        }
-        let files = self.files().map_err(io::Error::other)?;
-        let others = files.iter().filter_map(|file| file.open(self.key.as_ref()).ok()?.0.identity);
-        others.into_iter().next().map_or_else(Identity::random, Ok)
+        .map_err(|errno| StateError::Write { name: name.to_owned(), reason: errno.into() })
     }
 
     fn bytes(&self, version: TpmVersion, blob: Blob) -> Result<Option<Vec<u8>>, StateError> {
@@ -275,7 +301,7 @@ impl StateFolder {
     fn write_new(&self, new: &str, bytes: &[u8]) -> io::Result<()> {
         match unlinkat(&self.dir, new, UnlinkatFlags::NoRemoveDir) {
             // One may be left of a write that was killed in the middle.
-            Ok(()) | Err(nix::errno::Errno::ENOENT) => {}
+            Ok(()) | Err(Errno::ENOENT) => {}
             Err(errno) => return Err(errno.into()),
         }
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

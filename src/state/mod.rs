@@ -1,18 +1,25 @@
 //! The state folder: what a TPM must not lose, in files that are whole or not there.
 //!
 //! [`StateFolder`] is the folder with its lock and its writes; [`mod@file`] is the format of one file in it, pure;
-//! [`Key`] is what state is sealed with; [`Contents`] is the state as a value. `docs/state.md` describes it all.
+//! [`Key`] is what state is sealed with; [`Anchor`] keeps older state out; [`mod@archive`] is a state in one file, pure;
+//! [`Contents`] is the state as a value. `docs/state.md` describes it all.
 
+pub mod anchor;
+pub mod archive;
 mod contents;
 mod error;
 pub mod file;
 mod folder;
 mod key;
+pub mod new_file;
+mod state_file;
 
+pub use anchor::Anchor;
 pub use contents::{Contents, StoredBlob};
 pub use error::StateError;
-pub use folder::{StateFile, StateFolder};
+pub use folder::{StateFolder, check_together};
 pub use key::{GIVEN_SIZE, Key, KeyError, MASTER_SIZE};
+pub use state_file::StateFile;
 
 use std::fmt;
 
@@ -48,4 +55,10 @@ impl fmt::Display for Blob {
             Self::Volatile => "volatile",
         })
     }
+}
+
+/// Each blob of each version: whatever a folder may hold.
+fn every_blob() -> impl Iterator<Item = (TpmVersion, Blob)> {
+    let versions = [TpmVersion::V2_0, TpmVersion::V1_2];
+    versions.into_iter().flat_map(|version| Blob::ALL.map(|blob| (version, blob)))
 }

@@ -83,7 +83,10 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if args.description.is_none() {
         command.arg("--description").arg(tables);
     }
+    let key = args.tpm.keys.take_descriptor()?;
     let mut server = Process::start(&mut command).context("cannot start the server")?;
+    // The server has it; QEMU must not.
+    drop(key);
 
     let code = serve(&signals, &ready, &mut server, &mut qemu);
     let status = end(&signals, &mut server)?;

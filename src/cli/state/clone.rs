@@ -10,9 +10,10 @@ use clap::Args;
 use super::FolderArgs;
 use super::certificate_args::CertificateArgs;
 use super::init::worker;
+use crate::cli::key_args::KeyArgs;
 use crate::manufacture::aside::Aside;
 use crate::manufacture::{ManufactureError, Order, Workbench};
-use crate::state::{Blob, Contents};
+use crate::state::{Blob, Contents, Key};
 use crate::tpm::TpmVersion;
 
 /// Copy a TPM's state into another folder, as for a copy of its virtual machine
@@ -21,6 +22,8 @@ use crate::tpm::TpmVersion;
 /// other unseals. Use it for moving or for a backup. With --new-identity the copy becomes a TPM of its own: new seeds and
 /// endorsement keys with new certificates, no owner, no NV contents; PCR banks and profile stay. What was sealed to the
 /// original is lost for it.
+///
+/// The copy is sealed with the key of the original, if that is; the rollback anchor stays with the original.
 #[derive(Debug, Args)]
 pub(super) struct CloneArgs {
     #[command(flatten)]
@@ -30,6 +33,9 @@ pub(super) struct CloneArgs {
     #[arg(value_name = "TO")]
     to: PathBuf,
 
+    #[command(flatten)]
+    keys: KeyArgs,
+
     /// Make the copy another TPM (2.0 only)
     #[arg(long)]
     new_identity: bool,
@@ -38,7 +44,7 @@ pub(super) struct CloneArgs {
     certificates: CertificateArgs,
 }
 
-pub(super) fn run(args: CloneArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &CloneArgs) -> anyhow::Result<ExitCode> {
     if !args.new_identity && args.certificates.are_given() {
         bail!("a plain copy keeps its certificates: the flags for certificates need --new-identity");
     }
@@ -46,15 +52,16 @@ pub(super) fn run(args: CloneArgs) -> anyhow::Result<ExitCode> {
     if is_same(from, &args.to) {
         bail!("{} cannot be copied into itself", from.display());
     }
-    let folder = args.from.open()?;
+    let folder = args.keys.protect(args.from.open()?)?;
     let contents = folder.contents()?;
+    let aside = |key: Option<&Key>| Aside::open(&args.to, |to| Ok::<_, ManufactureError>(to.with_key(key.cloned())));
     if contents.iter().all(|stored| stored.blob != Blob::Permanent) {
         return Err(ManufactureError::Empty(from.to_owned()).into());
     }
     let kind = if args.new_identity {
-        renew(&contents, &args)?
+        renew(&contents, || aside(folder.key()), args)?
     } else {
-        Aside::open(&args.to, None)?.fill(&contents)?;
+        aside(folder.key())?.fill(&contents)?;
         log::warn!(
             "the copy has the same seeds and keys as the original, the endorsement keys among them: to a verifier they are \
              one TPM. Do not let both run; --new-identity makes a TPM of its own"
@@ -65,12 +72,16 @@ pub(super) fn run(args: CloneArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn renew(contents: &Contents, args: &CloneArgs) -> anyhow::Result<String> {
+fn renew(
+    contents: &Contents,
+    open: impl FnOnce() -> Result<Aside, ManufactureError>,
+    args: &CloneArgs,
+) -> anyhow::Result<String> {
     let permanent = contents.get(TpmVersion::V2_0, Blob::Permanent);
     let (Some(permanent), false) = (permanent, contents.iter().any(|stored| stored.version == TpmVersion::V1_2)) else {
         return Err(ManufactureError::SameForever.into());
     };
-    let aside = Aside::open(&args.to, None)?;
+    let aside = open()?;
     let certifier = args.certificates.certifier()?;
     let place = aside.folder()?;
     place.store(TpmVersion::V2_0, Blob::Permanent, permanent)?;

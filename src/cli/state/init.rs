@@ -10,6 +10,7 @@ use clap::Args;
 use super::certificate_args::CertificateArgs;
 use crate::backend::worker::WorkerConfig;
 use crate::cli::device_args::tpm_version;
+use crate::cli::key_args::KeyArgs;
 use crate::manufacture::aside::Aside;
 use crate::manufacture::banks::PcrBank;
 use crate::manufacture::{Order, Workbench};
@@ -39,6 +40,9 @@ pub(super) struct InitArgs {
     profile: Option<Profile>,
 
     #[command(flatten)]
+    keys: KeyArgs,
+
+    #[command(flatten)]
     certificates: CertificateArgs,
 }
 
@@ -50,7 +54,7 @@ pub(super) fn run(args: InitArgs) -> anyhow::Result<ExitCode> {
         }
     }
     // What cannot work comes to light before a CA is made, and nothing of it stays when anything fails.
-    let aside = Aside::open(&args.state_dir, None)?;
+    let aside = Aside::open(&args.state_dir, |folder| args.keys.protect(folder))?;
     let certifier = args.certificates.certifier()?;
     let order = Order { pcr_banks: args.pcr_banks.as_deref(), certifier: certifier.as_ref() };
     let bench = Workbench { worker: worker(), version: args.tpm_version, profile: args.profile };

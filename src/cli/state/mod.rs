@@ -1,8 +1,13 @@
 //! `state`: looking at stored state, checking and moving it. One file a command.
 
+mod anchor;
 mod certificate_args;
 mod clone;
+mod export;
+mod exported;
+mod import;
 mod init;
+mod rekey;
 mod show;
 mod verify;
 
@@ -31,6 +36,10 @@ enum Command {
     Clone(clone::CloneArgs),
     Show(show::ShowArgs),
     Verify(verify::VerifyArgs),
+    Export(export::ExportArgs),
+    Import(import::ImportArgs),
+    Rekey(rekey::RekeyArgs),
+    Anchor(anchor::AnchorArgs),
 }
 
 /// The state to work on.
@@ -52,9 +61,13 @@ pub(super) fn run(args: StateArgs) -> anyhow::Result<ExitCode> {
     start_log(LevelFilter::Info);
     match args.command {
         Command::Init(args) => init::run(args),
-        Command::Clone(args) => clone::run(args),
+        Command::Clone(args) => clone::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Rekey(args) => rekey::run(&args),
+        Command::Anchor(args) => anchor::run(&args),
     }
 }
 

@@ -1,33 +1,74 @@
 //! `state verify`: whether stored state is whole.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
 
-use super::FolderArgs;
+use super::exported;
+use crate::cli::key_args::KeyArgs;
+use crate::state::{StateFile, StateFolder, check_together};
 
 /// Read all of a state and check that it is whole and undamaged
 ///
-/// The exit status is 0 if it is.
+/// Every change by accident is found. With the key, so is every change on purpose to a sealed state; with the rollback
+/// anchor, an older state in the place of the newest. The exit status is 0 if all is well.
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
     #[command(flatten)]
-    folder: FolderArgs,
+    what: What,
+
+    #[command(flatten)]
+    keys: KeyArgs,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct What {
+    /// Folder with the TPM's state
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+
+    /// Exported state
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
-    let files = args.folder.open()?.files()?;
+    let (files, folder, key) = match (&args.what.state_dir, &args.what.file) {
+        (Some(path), _) => {
+            let folder = args.keys.protect(StateFolder::open_existing(path)?)?;
+            (folder.files()?, Some(folder), None)
+        }
+        (None, Some(path)) => (exported::read(path)?, None, args.keys.key()?),
+        (None, None) => (Vec::new(), None, None),
+    };
+    let key = folder.as_ref().map_or(key.as_ref(), StateFolder::key);
     let mut good = true;
     for file in &files {
-        match file.inspect() {
-            Ok(_) => writeln!(io::stdout(), "{}: undamaged", file.name()).context("cannot print")?,
+        // Without a key a seal cannot be tried, and all else can be found out.
+        let sealed = file.inspect().is_ok_and(|undamaged| undamaged.is_sealed());
+        let checked = if sealed && key.is_none() { file.inspect().map(drop) } else { file.open(key).map(drop) };
+        match checked {
+            Ok(()) => print(
+                file,
+                if sealed && key.is_none() { "undamaged; no key was given to try its seal" } else { "good" },
+            )?,
             Err(error) => {
                 good = false;
                 log::error!("{error}");
             }
         }
     }
+    if good {
+        check_together(&files)?;
+        folder.map_or(Ok(()), |folder| folder.check_anchor(&files))?;
+    }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(file: &StateFile, found: &str) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{}: {found}", file.name()).context("cannot print")
 }

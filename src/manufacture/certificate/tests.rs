@@ -153,7 +153,7 @@ fn a_limited_validity_ends() {
 fn what_is_issued_is_recorded_with_serial_and_fingerprint() {
     let (folder, certifier) = certifier(Some("vm1"));
     let der = certifier.platform(&public(&rsa_key())).unwrap();
-    let fingerprint = openssl::sha::sha256(&der).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let fingerprint = openssl::sha::sha256(&der).iter().map(|byte| format!("{byte:02X}")).collect::<String>();
     let issued = std::fs::read_to_string(folder.path().join("issued")).unwrap();
     let fields: Vec<_> = issued.trim_end().split('\t').collect();
     let certificate = X509::from_der(&der).unwrap();

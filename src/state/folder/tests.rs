@@ -48,8 +48,10 @@ fn a_second_user_is_told_who_holds_the_lock() {
 fn the_lock_holds_as_long_as_a_copy_is_open() {
     let (temp, folder) = folder();
     let path = temp.path().join("state");
-    let [dir, lock] = folder.descriptors().map(|fd| fd.try_clone_to_owned().unwrap());
+    let mut copies = folder.descriptors().into_iter().map(|fd| fd.try_clone_to_owned().unwrap());
+    let (dir, lock) = (copies.next().unwrap(), copies.next().unwrap());
     let copy = StateFolder::shared(dir, lock);
+    drop(copies);
     drop(folder);
     assert!(matches!(StateFolder::open(&path), Err(StateError::Locked { .. })));
     assert!(copy.store(V2, Blob::Permanent, b"x").is_ok());

@@ -1,0 +1,84 @@
+//! Files that appear whole or not at all.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+/// Writes a file for this user alone: under another name beside it first, synced, then renamed, and the folder synced.
+///
+/// # Errors
+/// Any of the system's; [`io::ErrorKind::AlreadyExists`] if there is a file of that name and `replace` is not set.
+pub fn write(path: &Path, bytes: &[u8], replace: bool) -> io::Result<()> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("a path to a file is needed"))?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !replace && path.symlink_metadata().is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    let mut new = OsString::from(".");
+    new.push(name);
+    new.push(format!(".{}.new", std::process::id()));
+    let new = parent.join(new);
+    let written = create(&new, bytes).and_then(|()| rename(&new, path, replace));
+    if written.is_err() {
+        // The first error is the one to report.
+        let _ = fs::remove_file(&new);
+    }
+    written?;
+    File::open(parent)?.sync_all()
+}
+
+fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    match fs::remove_file(path) {
+        // One may be left of a process of the same number that was killed here.
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn rename(new: &Path, path: &Path, replace: bool) -> io::Result<()> {
+    if replace {
+        return fs::rename(new, path);
+    }
+    match renameat_with(CWD, new, CWD, path, RenameFlags::NOREPLACE) {
+        // Not all file systems can; it was not there a moment ago.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => fs::rename(new, path),
+        renamed => Ok(renamed?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_private_and_not_replaced_unless_asked_for() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("file");
+        write(&path, b"one", false).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(write(&path, b"two", false).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        write(&path, b"two", true).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir(temp.path().join("folder")).unwrap();
+        assert!(write(&temp.path().join("folder"), b"x", true).is_err());
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1);
+        assert!(write(Path::new("/"), b"x", true).is_err());
+    }
+}
