@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use super::worker::{Task, WorkerBackend};
-use crate::state::StateFolder;
+use crate::state::{Key, StateFolder};
 use crate::tpm::TpmVersion;
 use crate::worker::frame::Request;
 use crate::worker::profile::Profile;
@@ -22,7 +22,8 @@ pub struct EmbeddedTpm {
 
 impl Task for EmbeddedTpm {
     fn start(&self) -> (Request<'_>, Vec<BorrowedFd<'_>>) {
-        (Request::Start(self.version), self.state.iter().flat_map(StateFolder::descriptors).collect())
+        let key = self.state.as_ref().and_then(StateFolder::key).map(Key::master);
+        (Request::Start(self.version, key), self.state.iter().flat_map(StateFolder::descriptors).collect())
     }
 
     fn begins_again(&self) {

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use zeroize::Zeroize;
 
 use super::child::Dying;
 use super::{Backend, BackendError, Done};
@@ -107,7 +108,10 @@ impl<T: Task> WorkerBackend<T> {
         let (start, theirs) = self.task.start();
         let mut descriptors = vec![their_cancel.as_fd()];
         descriptors.extend(theirs);
-        Ok(worker.send(start, &mut self.frame, &descriptors)?)
+        let sent = worker.send(start, &mut self.frame, &descriptors);
+        // A key may be in it.
+        self.frame.zeroize();
+        Ok(sent?)
     }
 
     fn begin(&mut self, request: Request<'_>) -> Result<(), BackendError> {

@@ -338,4 +338,4 @@ fn blob_of(byte: u8) -> Option<Blob> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

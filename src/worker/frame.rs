@@ -4,6 +4,7 @@
 //! payload. Both sides are the same program on the same machine, and yet a worker that was taken over may send
 //! anything: a frame that is not exactly as described here is an error, never a guess.
 
+use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -12,13 +13,14 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recv
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::state::MASTER_SIZE;
 use crate::tpm::{BUFFER_SIZE, Locality, TpmVersion};
 
 /// Bytes in the largest frame.
 pub const MAX_FRAME: usize = size_of::<FrameHeader>() + BUFFER_SIZE;
 
-/// Most descriptors that come with a frame: cancel socket, state folder, lock.
-const MAX_DESCRIPTORS: usize = 3;
+/// Most descriptors that come with a frame: cancel socket, state folder, lock, rollback anchor.
+const MAX_DESCRIPTORS: usize = 4;
 
 const START: u8 = 0x01;
 const INITIALIZE: u8 = 0x02;
@@ -41,11 +43,11 @@ struct FrameHeader {
 }
 
 /// What the server asks of the worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Request<'a> {
-    /// The first frame, never answered. With it come the cancel socket and, unless the TPM is ephemeral, the state
-    /// folder and its lock.
-    Start(TpmVersion),
+    /// The first frame, never answered: the TPM's version, and the master key if its state is sealed. With it come the
+    /// cancel socket and, unless the TPM is ephemeral, the state folder, its lock and perhaps its rollback anchor.
+    Start(TpmVersion, Option<&'a [u8; MASTER_SIZE]>),
     /// `_TPM_Init`: power off, if on, and on again. Answered by [`Reply::Done`].
     Initialize,
     /// As [`Initialize`](Self::Initialize); a TPM that is made by it gets this profile, a text of libtpms.
@@ -86,8 +88,7 @@ impl<'a> Request<'a> {
     /// The request in a frame.
     pub fn encode(self, sequence: u32, frame: &mut Vec<u8>) {
         let (kind, detail, payload): (_, _, &[u8]) = match self {
-            Self::Start(TpmVersion::V1_2) => (START, 1, &[]),
-            Self::Start(TpmVersion::V2_0) => (START, 2, &[]),
+            Self::Start(version, key) => (START, version_byte(version), key.map_or(&[], |key| key)),
             Self::Initialize => (INITIALIZE, 0, &[]),
             Self::InitializeProfile(profile) => (INITIALIZE_PROFILE, 0, profile.as_bytes()),
             Self::Execute(locality, command) => (EXECUTE, locality.number(), command),
@@ -106,9 +107,9 @@ impl<'a> Request<'a> {
         let (header, payload) = get(frame).ok_or_else(error)?;
         let locality = || Locality::new(header.detail);
         let request = match (header.kind, payload.is_empty()) {
-            (START, true) => match header.detail {
-                1 => Some(Self::Start(TpmVersion::V1_2)),
-                2 => Some(Self::Start(TpmVersion::V2_0)),
+            (START, true) => version_of(header.detail).map(|version| Self::Start(version, None)),
+            (START, false) => match (version_of(header.detail), payload.try_into()) {
+                (Some(version), Ok(key)) => Some(Self::Start(version, Some(key))),
                 _ => None,
             },
             (INITIALIZE, true) => Some(Self::Initialize),
@@ -148,6 +149,32 @@ impl<'a> Reply<'a> {
         };
         Ok((header.sequence, reply.ok_or_else(error)?))
     }
+}
+
+/// Without what the frame carries: a key, or a guest's secrets.
+impl fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start(version, key) => {
+                write!(f, "Start({version}, {})", if key.is_some() { "sealed" } else { "plain" })
+            }
+            Self::Initialize => f.write_str("Initialize"),
+            Self::Execute(locality, command) => write!(f, "Execute({locality}, {} bytes)", command.len()),
+            Self::ResetEstablished(locality) => write!(f, "ResetEstablished({locality})"),
+            Self::Terminate => f.write_str("Terminate"),
+        }
+    }
+}
+
+const fn version_byte(version: TpmVersion) -> u8 {
+    match version {
+        TpmVersion::V1_2 => 1,
+        TpmVersion::V2_0 => 2,
+    }
+}
+
+fn version_of(byte: u8) -> Option<TpmVersion> {
+    [TpmVersion::V1_2, TpmVersion::V2_0].into_iter().find(|&version| version_byte(version) == byte)
 }
 
 /// Longer payloads are cut: only a text can be too long, since commands and responses never exceed the buffer.
@@ -243,8 +270,8 @@ mod tests {
 
     fn requests() -> Vec<Request<'static>> {
         vec![
-            Request::Start(TpmVersion::V1_2),
-            Request::Start(TpmVersion::V2_0),
+            Request::Start(TpmVersion::V1_2, None),
+            Request::Start(TpmVersion::V2_0, Some(&[0x5a; MASTER_SIZE])),
             Request::Initialize,
             Request::InitializeProfile("{\"Name\":\"default-v1\"}"),
             Request::Execute(Locality::FOUR, &[7; BUFFER_SIZE]),
@@ -274,6 +301,21 @@ mod tests {
             reply.encode(u32::MAX, &mut frame);
             assert_eq!(Reply::decode(&frame), Ok((u32::MAX, reply)));
         }
+    }
+
+    #[test]
+    fn a_start_with_part_of_a_key_is_refused() {
+        let mut frame = Vec::new();
+        Request::Start(TpmVersion::V2_0, Some(&[0x5a; MASTER_SIZE])).encode(1, &mut frame);
+        assert!(Request::decode(&frame[..frame.len() - 1]).is_err());
+        frame.push(0);
+        assert!(Request::decode(&frame).is_err());
+    }
+
+    #[test]
+    fn a_key_is_never_printed() {
+        let request = Request::Start(TpmVersion::V2_0, Some(&[0x5a; MASTER_SIZE]));
+        assert_eq!(format!("{request:?}"), "Start(2.0, sealed)");
     }
 
     #[test]

@@ -9,12 +9,13 @@ use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use thiserror::Error;
+use zeroize::Zeroize;
 
 use super::cancel::{self, Ended};
 use super::frame::{self, FrameError, MAX_FRAME, Reply, Request};
 use super::libtpms::Tpm;
 use super::nvram::Nvram;
-use crate::state::StateFolder;
+use crate::state::{Anchor, Key, StateFolder};
 use crate::tpm::TpmVersion;
 
 /// Why the worker cannot go on. It then ends, and the server sees its socket closed.
@@ -27,7 +28,7 @@ pub enum WorkerError {
     #[error("the server broke the worker's protocol")]
     Frame(#[from] FrameError),
     /// The first frame was not what it must be.
-    #[error("the server's first frame must be START with one descriptor or three")]
+    #[error("the server's first frame must be START with one descriptor, three or four")]
     NotStarted,
     /// The library is not usable.
     #[error("{0}")]
@@ -44,16 +45,20 @@ pub enum WorkerError {
 pub fn run(socket: BorrowedFd<'_>) -> Result<(), WorkerError> {
     prepare()?;
     let mut buffer = vec![0; MAX_FRAME];
-    let Some((version, descriptors)) = receive_start(socket, &mut buffer)? else { return Ok(()) };
+    let started = receive_start(socket, &mut buffer);
+    // A key may be in it.
+    buffer.zeroize();
+    buffer.resize(MAX_FRAME, 0);
+    let Some((version, key, descriptors)) = started? else { return Ok(()) };
     let ended = Ended::default();
     let folder = match descriptors {
         Descriptors::Ephemeral { cancel } => {
             cancel::start(cancel, ended.clone())?;
             None
         }
-        Descriptors::Stateful { cancel, dir, lock } => {
+        Descriptors::Stateful { cancel, dir, lock, anchor } => {
             cancel::start(cancel, ended.clone())?;
-            Some(StateFolder::shared(dir, lock))
+            Some(StateFolder::shared(dir, lock).with_key(key).with_anchor(anchor.map(Anchor::shared)))
         }
     };
     let mut tpm = Tpm::new(version, Nvram::new(version, folder)).map_err(WorkerError::Library)?;
@@ -77,7 +82,7 @@ pub fn run(socket: BorrowedFd<'_>) -> Result<(), WorkerError> {
 /// Carries out one request.
 fn answer<'a>(tpm: &mut Tpm, request: Request<'_>, response: &'a mut Vec<u8>) -> Result<Reply<'a>, String> {
     match request {
-        Request::Start(_) => return Err("START came twice".to_owned()),
+        Request::Start(..) => return Err("START came twice".to_owned()),
         Request::Initialize => tpm.initialize()?,
         Request::InitializeProfile(profile) => {
             tpm.set_profile(profile)?;
@@ -95,10 +100,12 @@ fn answer<'a>(tpm: &mut Tpm, request: Request<'_>, response: &'a mut Vec<u8>) ->
 
 enum Descriptors {
     Ephemeral { cancel: OwnedFd },
-    Stateful { cancel: OwnedFd, dir: OwnedFd, lock: OwnedFd },
+    Stateful { cancel: OwnedFd, dir: OwnedFd, lock: OwnedFd, anchor: Option<OwnedFd> },
 }
 
-fn receive_start(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<(TpmVersion, Descriptors)>, WorkerError> {
+type Started = (TpmVersion, Option<Key>, Descriptors);
+
+fn receive_start(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Started>, WorkerError> {
     let (frame, descriptors) = frame::receive_start(socket.as_fd(), buffer).map_err(WorkerError::Socket)?;
     if frame.is_empty() {
         return Ok(None);
@@ -107,11 +114,15 @@ fn receive_start(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<(Tp
     let mut descriptors = descriptors.into_iter();
     let descriptors = match (descriptors.next(), descriptors.next(), descriptors.next()) {
         (Some(cancel), None, None) => Some(Descriptors::Ephemeral { cancel }),
-        (Some(cancel), Some(dir), Some(lock)) => Some(Descriptors::Stateful { cancel, dir, lock }),
+        (Some(cancel), Some(dir), Some(lock)) => {
+            Some(Descriptors::Stateful { cancel, dir, lock, anchor: descriptors.next() })
+        }
         _ => None,
     };
     match (request, descriptors) {
-        (Request::Start(version), Some(descriptors)) => Ok(Some((version, descriptors))),
+        (Request::Start(version, key), Some(descriptors)) => {
+            Ok(Some((version, key.map(Key::from_master), descriptors)))
+        }
         _ => Err(WorkerError::NotStarted),
     }
 }

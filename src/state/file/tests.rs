@@ -26,7 +26,7 @@ fn sealed() -> Vec<u8> {
 }
 
 /// As version 0.1 wrote it.
-fn format_1() -> Vec<u8> {
+pub(in crate::state) fn format_1() -> Vec<u8> {
     let mut file = [&MAGIC[..], &[1, 0, 0, 0, 2, 1, 0, 0, 17, 0, 0, 0, 0, 0, 0, 0]].concat();
     let checksum = checksum(&file, PAYLOAD);
     file.extend(checksum);

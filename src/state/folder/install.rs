@@ -208,3 +208,6 @@ pub fn check_together(files: &[StateFile]) -> Result<bool, StateError> {
     }
     Ok(sealed)
 }
+
+#[cfg(test)]
+mod tests;

@@ -102,3 +102,108 @@ fn deleting_what_is_not_there_is_no_error() {
     folder.delete(V2, Blob::SaveState).unwrap();
     assert!(folder.load(V2, Blob::SaveState).unwrap().is_none());
 }
+
+#[test]
+fn generations_grow_and_the_identity_stays() {
+    let (_temp, folder) = folder();
+    let labels = |folder: &StateFolder| -> Vec<Label> {
+        folder.files().unwrap().iter().map(|file| file.inspect().unwrap().label).collect()
+    };
+    folder.store(V2, Blob::Permanent, b"x").unwrap();
+    folder.store(V2, Blob::Permanent, b"x").unwrap();
+    folder.store(V2, Blob::Volatile, b"x").unwrap();
+    let labels = labels(&folder);
+    assert_eq!((labels[0].generation, labels[1].generation), (2, 1));
+    assert!(labels[0].identity.is_some() && labels[0].identity == labels[1].identity);
+}
+
+#[test]
+fn a_state_of_the_old_format_is_read_and_written_in_the_new() {
+    let (temp, folder) = folder();
+    fs::write(state_path(&temp), file::tests::format_1()).unwrap();
+    assert_eq!(folder.load(V2, Blob::Permanent).unwrap().as_deref(), Some(&b"seeds and secrets"[..]));
+    folder.store(V2, Blob::Permanent, b"new").unwrap();
+    assert_eq!(folder.files().unwrap()[0].inspect().unwrap().label.generation, 1);
+}
+
+/// Each damage is refused, and neither a read nor a write touches the file.
+#[test]
+fn a_file_cut_off_anywhere_or_with_any_byte_flipped_is_refused_and_never_written_over() {
+    let key = Key::from_master(&[3; 32]);
+    for key in [None, Some(key)] {
+        let (temp, folder) = folder();
+        let folder = folder.with_key(key);
+        folder.store(V2, Blob::Permanent, b"payload").unwrap();
+        let good = fs::read(state_path(&temp)).unwrap();
+        let cut = (0..good.len()).map(|length| good[..length].to_vec());
+        let flipped = (0..good.len()).map(|position| {
+            let mut bad = good.clone();
+            bad[position] ^= 0xff;
+            bad
+        });
+        for bad in cut.chain(flipped) {
+            fs::write(state_path(&temp), &bad).unwrap();
+            assert!(matches!(folder.load(V2, Blob::Permanent), Err(StateError::Format { .. })));
+            assert!(matches!(folder.store(V2, Blob::Permanent, b"new"), Err(StateError::Format { .. })));
+            assert_eq!(fs::read(state_path(&temp)).unwrap(), bad);
+        }
+        fs::write(state_path(&temp), &good).unwrap();
+        assert_eq!(folder.load(V2, Blob::Permanent).unwrap().as_deref(), Some(&b"payload"[..]));
+    }
+}
+
+#[test]
+fn a_key_that_does_not_fit_neither_reads_nor_writes() {
+    let (temp, folder) = folder();
+    let folder = folder.with_key(Some(Key::from_master(&[1; 32])));
+    folder.store(V2, Blob::Permanent, b"payload").unwrap();
+    let sealed = fs::read(state_path(&temp)).unwrap();
+    let refused = |folder: &StateFolder| {
+        assert!(matches!(folder.load(V2, Blob::Permanent), Err(StateError::Key { .. })));
+        assert!(matches!(folder.store(V2, Blob::Permanent, b"new"), Err(StateError::Key { .. })));
+        // Nor does a new blob begin beside it.
+        assert!(matches!(folder.store(V2, Blob::Volatile, b"new"), Err(StateError::Key { .. })));
+    };
+    let folder = folder.with_key(None);
+    refused(&folder);
+    let folder = folder.with_key(Some(Key::from_master(&[2; 32])));
+    refused(&folder);
+    assert_eq!(fs::read(state_path(&temp)).unwrap(), sealed);
+
+    let folder = folder.with_key(None);
+    fs::remove_file(state_path(&temp)).unwrap();
+    folder.store(V2, Blob::Permanent, b"plain").unwrap();
+    let folder = folder.with_key(Some(Key::from_master(&[1; 32])));
+    refused(&folder);
+}
+
+#[test]
+fn a_folder_of_an_swtpm_is_named_as_such_until_there_is_a_state_of_ours() {
+    for name in ["tpm2-00.permall", "tpm-00.permall"] {
+        let (temp, folder) = folder();
+        assert!(folder.refuse_swtpm().is_ok());
+        fs::write(temp.path().join("state").join(name), b"swtpm's").unwrap();
+        let error = folder.refuse_swtpm().unwrap_err().to_string();
+        assert!(error.contains("state import --from-swtpm"), "{error}");
+        folder.store(V2, Blob::Permanent, b"moved in").unwrap();
+        assert!(folder.refuse_swtpm().is_ok());
+    }
+}
+
+#[test]
+fn a_folder_that_is_gone_takes_no_writes_and_a_read_finds_nothing_to_begin_with() {
+    let (temp, folder) = folder();
+    folder.store(V2, Blob::Permanent, b"payload").unwrap();
+    fs::remove_dir_all(temp.path().join("state")).unwrap();
+    let error = folder.store(V2, Blob::Permanent, b"new").unwrap_err();
+    assert!(matches!(error, StateError::Write { .. }), "{error}");
+    assert!(!temp.path().join("state").exists());
+}
+
+#[test]
+fn looking_at_a_folder_does_not_create_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("state");
+    assert!(matches!(StateFolder::open_existing(&path), Err(StateError::Open { .. })));
+    assert!(!path.exists());
+}
