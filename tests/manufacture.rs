@@ -385,6 +385,29 @@ fn a_clone_with_a_new_identity_is_another_tpm() {
 }
 
 #[test]
+fn a_key_seals_what_is_made_and_copied() {
+    let shop = Shop::open();
+    let mut key = [0; 32];
+    openssl::rand::rand_bytes(&mut key).unwrap();
+    fs::write(shop.path("key"), key).unwrap();
+    shop.ok("init --state-dir tpm --ca-dir ca --key-file key --rollback-anchor anchor");
+    shop.ok("verify --state-dir tpm --key-file key --rollback-anchor anchor");
+    let with_key = "--state-dir tpm --key-file key --rollback-anchor anchor";
+    shop.ok(&format!("clone {with_key} same"));
+    shop.ok(&format!("clone {with_key} other --new-identity --ca-dir ca"));
+    for name in ["tpm", "same", "other"] {
+        let shown = shop.ok(&format!("show --state-dir {name}"));
+        assert!(shown.contains(", sealed,"), "{shown}");
+        shop.ok(&format!("verify --state-dir {name} --key-file key"));
+    }
+    assert!(shop.fails("clone --state-dir tpm plain").contains("key"));
+    // The anchor is that of one TPM.
+    let error = shop.fails("init --state-dir second --ca-dir ca --key-file key --rollback-anchor anchor");
+    assert!(error.contains("anchor"), "{error}");
+    assert!(!shop.path("plain").exists() && !shop.path("second").exists());
+}
+
+#[test]
 fn the_original_of_a_clone_must_not_be_in_use() {
     let shop = Shop::open();
     shop.ok("init --state-dir tpm --ca-dir ca");

@@ -216,7 +216,7 @@ impl Authority {
         let Some(local) = &self.local else { return Ok(()) };
         let serial = certificate.serial_number().to_bn()?.to_hex_str()?;
         let fingerprint = BigNum::from_slice(&certificate.digest(MessageDigest::sha256())?)?;
-        let fingerprint = fingerprint.to_hex_str()?;
+        let fingerprint = fingerprint.to_hex_str()?.to_string();
         let line = format!(
             "{}\t{}\t{what}\t{}\t{fingerprint:0>64}\n",
             &*serial,

@@ -159,6 +159,7 @@ impl fmt::Debug for Request<'_> {
                 write!(f, "Start({version}, {})", if key.is_some() { "sealed" } else { "plain" })
             }
             Self::Initialize => f.write_str("Initialize"),
+            Self::InitializeProfile(profile) => f.debug_tuple("InitializeProfile").field(profile).finish(),
             Self::Execute(locality, command) => write!(f, "Execute({locality}, {} bytes)", command.len()),
             Self::ResetEstablished(locality) => write!(f, "ResetEstablished({locality})"),
             Self::Terminate => f.write_str("Terminate"),
