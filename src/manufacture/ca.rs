@@ -96,7 +96,7 @@ pub enum CaError {
     #[error("the CA in {} has been in use by another process for {} s: end that process, or try again", .0.display(), LOCK_LIMIT.as_secs())]
     Locked(PathBuf),
     /// libcrypto does not do something.
-    #[error("libcrypto refuses: {0}")]
+    #[error("libcrypto refuses")]
     Crypto(#[from] ErrorStack),
 }
 

@@ -38,7 +38,7 @@ use certificate::Certifier;
 #[derive(Debug, Error)]
 pub enum ManufactureError {
     /// The embedded TPM does not run.
-    #[error("the TPM cannot be made: {0}")]
+    #[error("the TPM does not work")]
     Backend(#[from] BackendError),
     /// The TPM does not do what it is told.
     #[error("the TPM answered {command} with {code:#x}")]
@@ -86,7 +86,7 @@ pub enum ManufactureError {
     )]
     NotVerifiable(String),
     /// libcrypto does not do something.
-    #[error("libcrypto refuses: {0}")]
+    #[error("libcrypto refuses")]
     Crypto(#[from] ErrorStack),
     /// The CA is not usable.
     #[error(transparent)]

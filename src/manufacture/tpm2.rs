@@ -52,6 +52,9 @@ const TPM_PT_NV_BUFFER_MAX: u32 = 0x12c;
 const MAX_LIST: u32 = 254;
 
 const NV_INDICES: u32 = 0x0100_0000;
+const PERSISTENT_OBJECTS: u32 = 0x8100_0000;
+/// From here on, persistent objects are the platform's.
+const PLATFORM_OBJECTS: u32 = 0x8180_0000;
 /// What the registry of reserved TPM handles gives to EK and platform certificates and what belongs to them.
 const CERTIFICATE_INDICES: std::ops::RangeInclusive<u32> = 0x01c0_0000..=0x01c0_ffff;
 /// The platform certificate's index.
@@ -80,10 +83,16 @@ pub(super) fn renew(tpm: &mut dyn Transport, order: &Order<'_>) -> Result<(), Ma
     {
         authorized(name, code, &[TPM_RH_PLATFORM]).run(tpm)?;
     }
-    for index in nv_indices(tpm)? {
+    // All that was the old TPM's should be gone by now. Not every TPM sees to it.
+    for handle in handles(tpm, PERSISTENT_OBJECTS)? {
+        let hierarchy = if handle < PLATFORM_OBJECTS { TPM_RH_OWNER } else { TPM_RH_PLATFORM };
+        authorized("TPM2_EvictControl", TPM_CC_EVICT_CONTROL, &[hierarchy, handle]).u32(handle).run(tpm)?;
+    }
+    for index in handles(tpm, NV_INDICES)? {
+        let undefine = |hierarchy| authorized("TPM2_NV_UndefineSpace", TPM_CC_NV_UNDEFINE_SPACE, &[hierarchy, index]);
         if CERTIFICATE_INDICES.contains(&index) {
-            authorized("TPM2_NV_UndefineSpace", TPM_CC_NV_UNDEFINE_SPACE, &[TPM_RH_PLATFORM, index]).run(tpm)?;
-        } else {
+            undefine(TPM_RH_PLATFORM).run(tpm)?;
+        } else if undefine(TPM_RH_OWNER).try_run(tpm)?.is_err() {
             log::warn!("the copy keeps the NV index {index:#010x}, which the platform's firmware has made");
         }
     }
@@ -221,8 +230,9 @@ impl Properties {
     }
 }
 
-fn nv_indices(tpm: &mut dyn Transport) -> Result<Vec<u32>, ManufactureError> {
-    capability(tpm, "TPM2_GetCapability(HANDLES)", TPM_CAP_HANDLES, NV_INDICES)?
+/// The handles of one kind that there are.
+fn handles(tpm: &mut dyn Transport, kind: u32) -> Result<Vec<u32>, ManufactureError> {
+    capability(tpm, "TPM2_GetCapability(HANDLES)", TPM_CAP_HANDLES, kind)?
         .read(|reader| list(reader, TPM_CAP_HANDLES, Reader::u32))
 }
 
