@@ -305,6 +305,10 @@ fn what_fails_leaves_nothing_behind() {
         ("--ca-dir file", "cannot write file"),
         ("--ca-dir ca --pcr-banks sm3_256", "no PCR bank"),
         ("--tpm-version 1.2 --no-certificates --pcr-banks sha256", "for TPM 2.0"),
+        ("--no-certificates --ca-dir ca", "cannot be used with"),
+        ("--ca-key file", "--ca-cert"),
+        ("--no-certificates --pcr-banks md5", "expected some of sha1"),
+        ("--no-certificates --profile [1]", "is no profile"),
     ] {
         let error = shop.fails(&format!("init --state-dir tpm {args}"));
         assert!(error.contains(reason), "{args}: {error}");
