@@ -146,7 +146,8 @@ fn the_hashes_are_those_of_the_files() {
     let description: Value = serde_json::from_str(&printed(folder.path(), &["--format=json"])).unwrap();
     for table in description["acpi"]["tables"].as_array().unwrap() {
         let bytes = fs::read(folder.path().join(table["file"].as_str().unwrap())).unwrap();
-        assert_eq!(table["sha256"], format!("{:x}", Sha256::digest(bytes)));
+        let hex: Vec<_> = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(table["sha256"], hex.concat());
     }
 }
 

@@ -15,7 +15,7 @@ use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
 use vfio_user_tpm::backend::worker::WorkerConfig;
 use vfio_user_tpm::engine::{Engine, Wakeup};
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
-use vfio_user_tpm::state::StateFolder;
+use vfio_user_tpm::state::{Anchor, Key, StateFolder};
 use vfio_user_tpm::tpm::{Locality, TpmVersion};
 
 const NV: u32 = 0x0150_0001;
@@ -36,9 +36,13 @@ impl Tpm {
     }
 
     fn start_version(version: TpmVersion, state: Option<&Path>) -> Self {
+        Self::start_in(version, state.map(|path| StateFolder::open(path).unwrap()))
+    }
+
+    fn start_in(version: TpmVersion, state: Option<StateFolder>) -> Self {
         let poll = Poll::new().unwrap();
         let wakeup = Wakeup { registry: poll.registry().try_clone().unwrap(), token: Token(1) };
-        let tpm = EmbeddedTpm { version, state: state.map(|path| StateFolder::open(path).unwrap()) };
+        let tpm = EmbeddedTpm { version, state };
         let worker = WorkerConfig {
             program: PathBuf::from(env!("CARGO_BIN_EXE_vfio-user-tpm")),
             log_level: log::LevelFilter::Warn,
@@ -246,6 +250,92 @@ fn a_damaged_state_is_refused_and_left_as_it_is() {
     assert!(reason.contains("tpm2.0-permanent.state") && reason.contains("backup"), "{reason}");
     tpm.stop();
     assert_eq!(fs::read(&file).unwrap(), bytes);
+}
+
+/// A place with a state folder and a rollback anchor beside it.
+struct Protected {
+    place: tempfile::TempDir,
+    version: TpmVersion,
+}
+
+impl Protected {
+    fn new(version: TpmVersion) -> Self {
+        Self { place: tempfile::tempdir().unwrap(), version }
+    }
+
+    fn start(&self, key: u8) -> Tpm {
+        let key = Some(Key::from_master(&[key; 32]));
+        let anchor = Anchor::open(&self.place.path().join("anchor"), key.as_ref()).unwrap();
+        let folder = StateFolder::open(&self.place.path().join("state")).unwrap();
+        Tpm::start_in(self.version, Some(folder.with_key(key).with_anchor(Some(anchor))))
+    }
+
+    fn state_file(&self) -> PathBuf {
+        self.place.path().join("state").join(format!("tpm{}-permanent.state", self.version))
+    }
+}
+
+#[test]
+fn a_sealed_tpm_survives_the_death_of_its_worker_and_a_restart_and_shows_nothing() {
+    let protected = Protected::new(TpmVersion::V2_0);
+    let mut tpm = protected.start(1);
+    store_nv(&mut tpm, b"not for everybody");
+    kill(Tpm::worker(), Signal::SIGKILL).unwrap();
+    assert_eq!(code_of(&tpm.run(&get_random(8))), RC_FAILURE);
+    tpm.reset();
+    assert_eq!(load_nv(&mut tpm, 17), b"not for everybody");
+    tpm.stop();
+    let file = fs::read(protected.state_file()).unwrap();
+    assert!(!file.windows(17).any(|bytes| bytes == b"not for everybody"));
+    assert_eq!(load_nv(&mut protected.start(1), 17), b"not for everybody");
+}
+
+#[test]
+fn a_sealed_tpm_1_2_is_the_same_after_a_restart() {
+    let protected = Protected::new(TpmVersion::V1_2);
+    let mut tpm = protected.start(1);
+    tpm.ok(&tpm_1_2::create_endorsement_key([0; 20]));
+    let first = tpm.ok(&tpm_1_2::read_pubek([1; 20]));
+    tpm.stop();
+    assert_eq!(protected.start(1).ok(&tpm_1_2::read_pubek([1; 20])), first);
+}
+
+#[test]
+fn a_wrong_key_is_told_and_touches_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    let open = |key: Option<u8>| {
+        StateFolder::open(place.path()).unwrap().with_key(key.map(|key| Key::from_master(&[key; 32])))
+    };
+    Tpm::start_in(TpmVersion::V2_0, Some(open(Some(1)))).stop();
+    let file = place.path().join("tpm2.0-permanent.state");
+    let before = fs::read(&file).unwrap();
+    for (key, expected) in [(Some(2), "another key"), (None, "--key-file")] {
+        let mut tpm = Tpm::start_in(TpmVersion::V2_0, Some(open(key)));
+        assert_eq!(code_of(&tpm.run(&get_random(1))), RC_FAILURE);
+        let reason = tpm.engine.start_failure().unwrap().to_owned();
+        assert!(reason.contains(expected), "{reason}");
+        tpm.stop();
+        assert_eq!(fs::read(&file).unwrap(), before);
+    }
+}
+
+#[test]
+fn an_older_state_put_in_the_place_of_the_newest_is_refused_at_the_next_reset() {
+    let protected = Protected::new(TpmVersion::V2_0);
+    let mut tpm = protected.start(1);
+    tpm.ok(&get_random(1));
+    let old = fs::read(protected.state_file()).unwrap();
+    store_nv(&mut tpm, b"new");
+    fs::write(protected.state_file(), &old).unwrap();
+    tpm.reset();
+    assert_eq!(code_of(&tpm.run(&get_random(1))), RC_FAILURE);
+    tpm.stop();
+    let mut tpm = protected.start(1);
+    assert_eq!(code_of(&tpm.run(&get_random(1))), RC_FAILURE);
+    let reason = tpm.engine.start_failure().unwrap();
+    assert!(reason.contains("state anchor --force"), "{reason}");
+    tpm.stop();
+    assert_eq!(fs::read(protected.state_file()).unwrap(), old);
 }
 
 #[test]

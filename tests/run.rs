@@ -351,6 +351,26 @@ fn the_state_outlives_the_run() {
 }
 
 #[test]
+fn a_key_by_descriptor_reaches_the_server_and_not_qemu() {
+    let dir = folder();
+    fs::write(dir.path().join("key"), (0..32).collect::<Vec<u8>>()).unwrap();
+    let launcher = ["/bin/sh", "-c", r#"exec "$@" 3<key"#, "sh"];
+    let script = "if [ -e /proc/self/fd/3 ]; then echo leaked; fi";
+    let flags = ["--state-dir=state", "--key-fd=3"];
+    let mut run = Run::start(dir, &flags, &["/bin/sh", "-c", script, "qemu"], &launcher, Stdio::null());
+    let output = run.ends_with(0);
+    assert!(!output.contains("leaked"), "{output}");
+    let shown = Command::new(PROGRAM).args(["state", "show", "--state-dir"]).arg(run.path("state")).output().unwrap();
+    assert!(String::from_utf8_lossy(&shown.stdout).contains(", sealed"), "{shown:?}");
+}
+
+#[test]
+fn a_key_descriptor_that_is_not_there_is_told_before_anything_starts() {
+    let output = Run::script(&["--state-dir=state", "--key-fd=9"], "echo qemu is there").ends_with(1);
+    assert!(output.contains("--key-fd=9") && !output.contains("qemu is there"), "{output}");
+}
+
+#[test]
 fn standard_input_is_qemus() {
     let (reader, writer) = std::io::pipe().unwrap();
     let command = ["/bin/sh", "-c", "read line; echo \"got $line\"; read x <go"];

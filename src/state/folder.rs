@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{Mode, fstatat};
+use nix::sys::stat::{Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use rustix::fs::{FlockOperation, flock};
 
@@ -167,8 +167,10 @@ impl StateFolder {
     /// As [`load`](Self::load), for the first that cannot be read.
     pub fn contents(&self) -> Result<Contents, StateError> {
         let mut contents = Contents::default();
-        for file in self.files()? {
-            contents.insert(file.version, file.blob, file.open(self.key.as_ref())?.1);
+        for (version, blob) in every_blob() {
+            if let Some(payload) = self.load(version, blob)? {
+                contents.insert(version, blob, payload);
+            }
         }
         Ok(contents)
     }
@@ -266,7 +268,16 @@ impl StateFolder {
         let name = blob.file_name(version);
         match self.read(&name) {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(reason) if reason.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(reason) if reason.kind() == io::ErrorKind::NotFound => {
+                // In a folder that is gone there is no state to be found, and that does not mean that there never was.
+                match fstat(&self.dir) {
+                    Ok(folder) if folder.st_nlink == 0 => {
+                        Err(StateError::Read { name, reason: io::Error::other("its folder was removed") })
+                    }
+                    Ok(_) => Ok(None),
+                    Err(errno) => Err(StateError::Read { name, reason: errno.into() }),
+                }
+            }
             Err(reason) => Err(StateError::Read { name, reason }),
         }
     }

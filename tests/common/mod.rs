@@ -91,3 +91,8 @@ pub fn signal_thread<T>(thread: &JoinHandle<T>, signal: Signal) {
     let result = unsafe { libc::pthread_kill(thread.as_pthread_t(), signal as i32) };
     assert_eq!(result, 0);
 }
+
+/// Bytes as tools print them.
+pub fn hex(bytes: impl AsRef<[u8]>) -> String {
+    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
+}

@@ -127,17 +127,31 @@ impl StateFolder {
     }
 
     fn install(&self, files: &[StateFile]) -> Result<(), StateError> {
+        let prepared = self.prepare(files);
+        if prepared.is_err() {
+            // It would only take room that the next attempt may need; the first error is the one to report.
+            for file in files {
+                let _ = self.unlink(&incoming(&file.name()));
+            }
+        }
+        prepared?;
+        self.finish_replacing()
+    }
+
+    /// Up to the moment from which the new state is the state.
+    fn prepare(&self, files: &[StateFile]) -> Result<(), StateError> {
+        let failed = |name: &str, reason| StateError::Write { name: name.to_owned(), reason };
         let mut list = String::new();
         for file in files {
             let name = incoming(&file.name());
-            self.write_new(&name, &file.bytes).map_err(|reason| StateError::Write { name, reason })?;
+            self.write_new(&name, &file.bytes).map_err(|reason| failed(&name, reason))?;
             list.push_str(&file.name());
             list.push('\n');
         }
         list.push_str(LAST_LINE);
-        self.replace(REPLACING, list.as_bytes())
-            .map_err(|reason| StateError::Write { name: REPLACING.to_owned(), reason })?;
-        self.finish_replacing()
+        // What the list names must not come after it.
+        nix::unistd::fsync(&self.dir).map_err(|errno| failed(REPLACING, errno.into()))?;
+        self.replace(REPLACING, list.as_bytes()).map_err(|reason| failed(REPLACING, reason))
     }
 
     /// Finishes what [`install`](Self::install) has begun, if anything.

@@ -191,12 +191,13 @@ fn a_folder_of_an_swtpm_is_named_as_such_until_there_is_a_state_of_ours() {
 }
 
 #[test]
-fn a_folder_that_is_gone_takes_no_writes_and_a_read_finds_nothing_to_begin_with() {
+fn a_folder_that_is_gone_is_not_taken_for_an_empty_one() {
     let (temp, folder) = folder();
     folder.store(V2, Blob::Permanent, b"payload").unwrap();
     fs::remove_dir_all(temp.path().join("state")).unwrap();
-    let error = folder.store(V2, Blob::Permanent, b"new").unwrap_err();
-    assert!(matches!(error, StateError::Write { .. }), "{error}");
+    let error = folder.load(V2, Blob::Permanent).unwrap_err().to_string();
+    assert!(error.contains("removed"), "{error}");
+    assert!(folder.store(V2, Blob::Permanent, b"new").is_err());
     assert!(!temp.path().join("state").exists());
 }
 
