@@ -15,6 +15,7 @@ pub mod device;
 pub mod engine;
 pub mod frontend;
 pub mod launch;
+pub mod manufacture;
 pub mod pci;
 pub mod platform;
 pub mod state;
