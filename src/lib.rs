@@ -14,6 +14,7 @@ pub mod description;
 pub mod device;
 pub mod engine;
 pub mod frontend;
+pub mod log_limit;
 pub mod pci;
 pub mod platform;
 pub mod state;

@@ -8,7 +8,6 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
-use super::complaints::Complaints;
 use super::connection::{Connection, Progress, ReceiveError};
 use super::device::Device;
 use super::outbox::Outbox;
@@ -23,8 +22,6 @@ pub(super) struct Client {
     connection: Connection,
     session: Session,
     outbox: Outbox,
-    /// About those that come while it is there.
-    pub(super) complaints: Complaints,
 }
 
 /// Why a client is served no longer.
@@ -54,12 +51,7 @@ pub(super) enum Waiting {
 
 impl Client {
     pub(super) fn new(socket: UnixStream) -> Self {
-        Self {
-            connection: Connection::new(socket),
-            session: Session::default(),
-            outbox: Outbox::default(),
-            complaints: Complaints::default(),
-        }
+        Self { connection: Connection::new(socket), session: Session::default(), outbox: Outbox::default() }
     }
 
     pub(super) fn socket(&self) -> &UnixStream {

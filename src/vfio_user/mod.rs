@@ -7,7 +7,6 @@
 
 mod access;
 mod client;
-mod complaints;
 mod connection;
 mod descriptors;
 mod device;

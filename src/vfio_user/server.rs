@@ -240,9 +240,7 @@ impl Server {
                 (Ok(socket), None) => self.welcome(socket),
                 // It is left to read what its predecessor has sent, and perhaps to notice that it is gone.
                 (Ok(socket), Some(watched)) if watched.client.is_leaving() => self.successor = Some(socket),
-                (Ok(_refused), Some(Watched { client, .. })) => {
-                    client.complaints.warn(format_args!("a second client is refused: this server has one at a time"));
-                }
+                (Ok(_refused), Some(_)) => log::warn!("a second client is refused: this server has one at a time"),
                 (Err(error), _) => self.note_accept_error(&error),
             }
         }

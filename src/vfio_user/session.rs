@@ -10,7 +10,6 @@ use vfio_bindings::bindings::vfio::{
 use zerocopy::IntoBytes;
 
 use super::access::{self, HeldAccesses, Operation};
-use super::complaints::Complaints;
 use super::connection::Message;
 use super::device::Device;
 use super::dma::DmaTable;
@@ -40,7 +39,6 @@ pub(super) struct Session {
     irqs: Irqs,
     dma: DmaTable,
     held: HeldAccesses,
-    complaints: Complaints,
 }
 
 impl Session {
@@ -51,14 +49,14 @@ impl Session {
             MessageType::Command => Self::admit(body, descriptors_lost)
                 .and_then(|body| self.dispatch(&Request { header, body }, descriptors, device, outbox)),
             MessageType::Reply => {
-                self.complaints.warn(format_args!("the client replies to a command that it was never sent; ignored"));
+                log::warn!("the client replies to a command that it was never sent; ignored");
                 Ok(())
             }
             MessageType::Unknown(kind) => Err(Refusal::invalid(format!("a message has the unknown type {kind}"))),
         };
         descriptors.clear();
         if let Err(refusal) = served {
-            self.complaints.warn(format_args!("command {} of the client is refused: {refusal}", header.command));
+            log::warn!("command {} of the client is refused: {refusal}", header.command);
             if !header.no_reply() {
                 outbox.push(header.error_reply(refusal.errno), &[], 0);
             }
