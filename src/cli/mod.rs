@@ -1,5 +1,6 @@
 //! The command line: what it accepts, and what it makes of it. One file a subcommand.
 
+mod access_args;
 mod capabilities;
 mod describe;
 mod device_args;

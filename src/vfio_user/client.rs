@@ -58,6 +58,11 @@ impl Client {
         self.connection.socket()
     }
 
+    /// Whether it has agreed on a version.
+    pub(super) fn has_negotiated(&self) -> bool {
+        self.session.has_negotiated()
+    }
+
     /// What becomes readable when [`unmask`](Self::unmask) has something to do; `None` as long as the client has not asked
     /// for that.
     pub(super) fn unmask_events(&self) -> Option<BorrowedFd<'_>> {

@@ -16,6 +16,7 @@ mod listener;
 mod outbox;
 mod refusal;
 mod region_info;
+mod rights;
 mod server;
 mod session;
 mod version;
@@ -25,4 +26,5 @@ pub use device::{
     Answer, Device, DeviceFailure, DeviceInfo, Interrupts, Irq, MappableArea, Mapping, Region, RegionFlags, Ticket,
 };
 pub use listener::{Listener, ListenerError, SocketClaim};
+pub use rights::SocketRights;
 pub use server::{DEVICE_TOKEN, Server, ServerError};

@@ -17,6 +17,7 @@ use thiserror::Error;
 use super::client::{Client, Farewell, Waiting};
 use super::device::{Device, DeviceFailure};
 use super::listener::{Listener, ListeningSocket, Source};
+use super::rights::AllowedUsers;
 
 /// The first token that a device may register its sources with, in [`Server::registry`].
 pub const DEVICE_TOKEN: Token = Token(16);
@@ -28,6 +29,11 @@ const UNMASKS: Token = Token(3);
 
 /// Clients that are accepted, or refused, before the others have their turn.
 const ACCEPT_BUDGET: u32 = 16;
+
+/// How long a client that has not agreed on a version yet may keep another one waiting. QEMU negotiates as soon as it is
+/// connected, so this is much; and a client that says nothing does not keep the only place for ever. While nobody else
+/// waits, it may take its time: it might be stopped in a debugger.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long accepting rests when the system has no descriptor or memory for it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -58,9 +64,11 @@ pub struct Server {
     levels: Epoll,
     /// `None` if the only client came with a descriptor, and once the server is about to end.
     listener: Option<ListeningSocket>,
+    allowed: AllowedUsers,
     client: Option<Watched>,
-    /// Has come while its predecessor was leaving.
+    /// Has come while its predecessor was leaving, or had not negotiated.
     successor: Option<UnixStream>,
+    handshake_limit: Duration,
     /// There may be clients to accept.
     arrivals: bool,
     /// Accepting has failed, and rests until then.
@@ -81,15 +89,17 @@ impl Server {
             poll,
             levels,
             listener: None,
+            allowed: listener.allowed,
             client: None,
             successor: None,
+            handshake_limit: HANDSHAKE_LIMIT,
             arrivals: true,
             paused_until: None,
             stopping: false,
             signalled: false,
             parent: None,
         };
-        match listener.0 {
+        match listener.source {
             Source::Listening(socket) => {
                 server.watch(socket.as_raw_fd(), LISTENER, Interest::READABLE)?;
                 server.listener = Some(socket);
@@ -103,6 +113,11 @@ impl Server {
     /// sent to all processes of a service or a container are its to act upon.
     pub fn obey_parent_only(&mut self) {
         self.parent = Some(parent_id());
+    }
+
+    /// How long a client may keep another waiting before it has negotiated, if not 5 seconds.
+    pub fn limit_handshake(&mut self, limit: Duration) {
+        self.handshake_limit = limit;
     }
 
     /// Where a device registers what it wants to be woken by, with tokens from [`DEVICE_TOKEN`] on.
@@ -158,6 +173,7 @@ impl Server {
                 device.wake();
             }
             self.serve_client(device, due);
+            self.settle_succession(device);
             self.accept();
         }
     }
@@ -167,7 +183,8 @@ impl Server {
         if self.may_accept() {
             return Some(Duration::ZERO);
         }
-        let next = [device.deadline(), self.paused_until].into_iter().flatten().min()?;
+        let handshake = self.successor.as_ref().and(self.handshake_deadline());
+        let next = [device.deadline(), self.paused_until, handshake].into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
@@ -220,6 +237,26 @@ impl Server {
         }
     }
 
+    /// When the client must have negotiated, if it has not and another waits.
+    fn handshake_deadline(&self) -> Option<Instant> {
+        let Watched { client, since, .. } = self.client.as_ref()?;
+        if client.has_negotiated() { None } else { since.checked_add(self.handshake_limit) }
+    }
+
+    /// Decides between the client and one that waits for its place.
+    fn settle_succession(&mut self, device: &mut dyn Device) {
+        let Some(Watched { client, .. }) = self.client.as_ref().filter(|_| self.successor.is_some()) else { return };
+        if client.has_negotiated() {
+            if !client.is_leaving() {
+                self.successor = None;
+                log_refused();
+            }
+        } else if self.handshake_deadline().is_some_and(|deadline| deadline <= Instant::now()) {
+            log::warn!("the client is disconnected: it has not negotiated, and another waits");
+            self.disconnect(device);
+        }
+    }
+
     /// Takes a client, and refuses all others while it is there.
     fn accept(&mut self) {
         for _ in 0..ACCEPT_BUDGET {
@@ -236,13 +273,25 @@ impl Server {
             if arrival.is_ok() {
                 self.paused_until = None;
             }
-            match (arrival, &mut self.client) {
-                (Ok(socket), None) => self.welcome(socket),
-                // It is left to read what its predecessor has sent, and perhaps to notice that it is gone.
-                (Ok(socket), Some(watched)) if watched.client.is_leaving() => self.successor = Some(socket),
-                (Ok(_refused), Some(_)) => log::warn!("a second client is refused: this server has one at a time"),
-                (Err(error), _) => self.note_accept_error(&error),
+            match arrival {
+                Ok(socket) => self.receive_arrival(socket),
+                Err(error) => self.note_accept_error(&error),
             }
+        }
+    }
+
+    fn receive_arrival(&mut self, socket: UnixStream) {
+        if let Err(stranger) = self.allowed.admit(&socket) {
+            return log::warn!("a client is refused: {stranger}");
+        }
+        match &self.client {
+            None => self.welcome(socket),
+            // What its predecessor has sent is left to read, and perhaps to notice that it is gone; or it may yet prove to
+            // be none.
+            Some(Watched { client, .. }) if client.is_leaving() || !client.has_negotiated() => {
+                self.successor = Some(socket);
+            }
+            Some(_) => log_refused(),
         }
     }
 
@@ -304,6 +353,10 @@ impl Server {
     }
 }
 
+fn log_refused() {
+    log::warn!("a second client is refused: this server has one at a time");
+}
+
 /// What the client's turn is for.
 #[derive(Clone, Copy, Debug, Default)]
 struct Due {
@@ -321,13 +374,14 @@ struct Watched {
     client: Client,
     waiting: Waiting,
     unmasks: bool,
+    since: Instant,
 }
 
 impl Watched {
     fn new(client: Client, levels: &Epoll) -> Result<Self, Errno> {
         let waiting = client.waiting();
         levels.add(client.socket(), event(waiting))?;
-        Ok(Self { client, waiting, unmasks: false })
+        Ok(Self { client, waiting, unmasks: false, since: Instant::now() })
     }
 
     fn serve(&mut self, device: &mut dyn Device, due: Due) -> Result<(), Farewell> {

@@ -76,6 +76,10 @@ impl Session {
         }
     }
 
+    pub(super) fn has_negotiated(&self) -> bool {
+        self.agreed.is_some()
+    }
+
     /// What becomes readable when [`unmask`](Self::unmask) has something to do; `None` as long as the client has not asked
     /// for that.
     pub(super) fn unmask_events(&self) -> Option<BorrowedFd<'_>> {
