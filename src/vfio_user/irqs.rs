@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, readlink};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::write;
 use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_TYPE_MASK, VFIO_IRQ_SET_ACTION_UNMASK,
@@ -25,19 +24,23 @@ use super::wire::IrqSet;
 struct EventFd(OwnedFd);
 
 impl EventFd {
-    /// Takes a descriptor if it is an eventfd, and makes it non-blocking.
+    /// Refuses what is no eventfd: writing to it, asking whether it is ready, even `fstat` could block or have other effects.
     ///
-    /// What can block or have other effects when it is written to (a file, a pipe, a socket, a device) is refused: an
-    /// eventfd is an anonymous inode, and those alone have no file type. `O_NONBLOCK` changes the open file that
-    /// is shared with the client; VMMs create their eventfds with it.
-    fn new(descriptor: OwnedFd) -> Result<Self, Refusal> {
-        let unusable = |errno| Refusal::new(errno, format!("an interrupt's descriptor cannot be used: {errno}"));
-        let file_type = fstat(&descriptor).map_err(unusable)?.st_mode & SFlag::S_IFMT.bits();
-        if file_type != 0 {
-            return Err(Refusal::invalid(format!(
-                "an interrupt's descriptor is no eventfd (file type {file_type:#o})"
-            )));
+    /// Other anonymous inodes (an epoll instance may contain anything) look the same by their file type. So the kernel is
+    /// asked for the name, which nothing else can have: files have a path there, with a slash.
+    fn check(descriptor: &OwnedFd) -> Result<(), Refusal> {
+        let link = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+        let name = readlink(link.as_str()).map_err(unusable)?;
+        if name == "anon_inode:[eventfd]" {
+            return Ok(());
         }
+        // The name of a file is the client's to choose.
+        Err(Refusal::invalid(format!("an interrupt's descriptor is no eventfd but {name:.100?}")))
+    }
+
+    /// Takes a [checked](Self::check) descriptor and makes it non-blocking. `O_NONBLOCK` changes the open file that is shared
+    /// with the client; VMMs create their eventfds with it.
+    fn new(descriptor: OwnedFd) -> Result<Self, Refusal> {
         let flags = OFlag::from_bits_retain(fcntl(&descriptor, FcntlArg::F_GETFL).map_err(unusable)?);
         fcntl(&descriptor, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(unusable)?;
         Ok(Self(descriptor))
@@ -86,6 +89,10 @@ impl Drop for UnmaskEventFd {
             log::debug!("an eventfd cannot be unwatched: {errno}");
         }
     }
+}
+
+fn unusable(errno: Errno) -> Refusal {
+    Refusal::new(errno, format!("an interrupt's descriptor cannot be used: {errno}"))
 }
 
 fn unwatchable(errno: Errno) -> Refusal {
@@ -276,6 +283,7 @@ impl Irqs {
                 descriptors.len()
             )));
         }
+        descriptors.iter().try_for_each(EventFd::check)?;
         let eventfds = descriptors.drain(..).map(EventFd::new).collect::<Result<Vec<_>, _>>()?;
         let ids = vectors.map(|vector| VectorId { index, vector });
         match action {

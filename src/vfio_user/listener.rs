@@ -201,6 +201,11 @@ impl ListeningSocket {
     pub(super) fn accept(&self) -> io::Result<UnixStream> {
         self.socket.accept().map(|(client, _)| client)
     }
+
+    /// Removes the file, if it made one, and gives the socket to be closed.
+    pub(super) fn close(self) -> OwnedFd {
+        self.socket.into()
+    }
 }
 
 impl AsRawFd for ListeningSocket {

@@ -7,6 +7,7 @@
 
 mod access;
 mod client;
+mod closer;
 mod connection;
 mod descriptors;
 mod device;

@@ -1,5 +1,6 @@
 //! The event loop: one client at a time, the device's own sources, signals.
 
+use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -15,6 +16,7 @@ use nix::sys::signalfd::SignalFd;
 use thiserror::Error;
 
 use super::client::{Client, Farewell, Waiting};
+use super::closer::Closer;
 use super::device::{Device, DeviceFailure};
 use super::listener::{Listener, ListeningSocket, Source};
 use super::rights::AllowedUsers;
@@ -35,7 +37,7 @@ const ACCEPT_BUDGET: u32 = 16;
 /// waits, it may take its time: it might be stopped in a debugger.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long accepting rests when the system has no descriptor or memory for it.
+/// How long accepting rests when the system has no descriptor or memory for it, or too many descriptors are to be closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a server ended, other than as it should.
@@ -65,6 +67,7 @@ pub struct Server {
     /// `None` if the only client came with a descriptor, and once the server is about to end.
     listener: Option<ListeningSocket>,
     allowed: AllowedUsers,
+    closer: Closer,
     client: Option<Watched>,
     /// Has come while its predecessor was leaving, or had not negotiated.
     successor: Option<UnixStream>,
@@ -90,6 +93,7 @@ impl Server {
             levels,
             listener: None,
             allowed: listener.allowed,
+            closer: Closer::start()?,
             client: None,
             successor: None,
             handshake_limit: HANDSHAKE_LIMIT,
@@ -219,11 +223,15 @@ impl Server {
     /// Lets go of client and listener, and has the device finish.
     fn stop(&mut self, device: &mut dyn Device) {
         self.stopping = true;
-        self.successor = None;
+        if let Some(successor) = self.successor.take() {
+            self.closer.hang_up(successor);
+        }
         self.paused_until = None;
         self.disconnect(device);
         if let Some(listener) = self.listener.take() {
             self.unwatch(listener.as_raw_fd());
+            // Whatever those have sent who were not accepted goes with it.
+            self.closer.close([listener.close()]);
         }
         device.stop();
     }
@@ -248,8 +256,9 @@ impl Server {
         let Some(Watched { client, .. }) = self.client.as_ref().filter(|_| self.successor.is_some()) else { return };
         if client.has_negotiated() {
             if !client.is_leaving() {
-                self.successor = None;
-                log_refused();
+                if let Some(refused) = self.successor.take() {
+                    self.refuse(refused);
+                }
             }
         } else if self.handshake_deadline().is_some_and(|deadline| deadline <= Instant::now()) {
             log::warn!("the client is disconnected: it has not negotiated, and another waits");
@@ -269,6 +278,9 @@ impl Server {
                 return;
             }
             let Some(listener) = &self.listener else { return };
+            if !self.closer.has_room_now() {
+                return self.pause_accepting(&"descriptors of earlier ones are still being closed");
+            }
             let arrival = listener.accept();
             if arrival.is_ok() {
                 self.paused_until = None;
@@ -282,6 +294,7 @@ impl Server {
 
     fn receive_arrival(&mut self, socket: UnixStream) {
         if let Err(stranger) = self.allowed.admit(&socket) {
+            self.closer.hang_up(socket);
             return log::warn!("a client is refused: {stranger}");
         }
         match &self.client {
@@ -291,8 +304,13 @@ impl Server {
             Some(Watched { client, .. }) if client.is_leaving() || !client.has_negotiated() => {
                 self.successor = Some(socket);
             }
-            Some(_) => log_refused(),
+            Some(_) => self.refuse(socket),
         }
+    }
+
+    fn refuse(&self, socket: UnixStream) {
+        self.closer.hang_up(socket);
+        log::warn!("a second client is refused: this server has one at a time");
     }
 
     /// Whether there may be somebody who can be served or refused.
@@ -316,17 +334,19 @@ impl Server {
                 self.paused_until = None;
             }
             io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
-            _ => {
-                if self.paused_until.is_none() {
-                    log::warn!("clients cannot be accepted now: {error}");
-                }
-                self.paused_until = Instant::now().checked_add(ACCEPT_PAUSE);
-            }
+            _ => self.pause_accepting(error),
         }
     }
 
+    fn pause_accepting(&mut self, reason: &dyn Display) {
+        if self.paused_until.is_none() {
+            log::warn!("clients cannot be accepted now: {reason}");
+        }
+        self.paused_until = Instant::now().checked_add(ACCEPT_PAUSE);
+    }
+
     fn adopt(&mut self, socket: UnixStream) -> io::Result<()> {
-        let watched = Watched::new(Client::new(socket), &self.levels)?;
+        let watched = Watched::new(Client::new(socket, self.closer.clone()), &self.levels)?;
         log::info!("a client has connected");
         self.client = Some(watched);
         Ok(())
@@ -351,10 +371,6 @@ impl Server {
             log::debug!("a descriptor cannot be unwatched: {error}");
         }
     }
-}
-
-fn log_refused() {
-    log::warn!("a second client is refused: this server has one at a time");
 }
 
 /// What the client's turn is for.

@@ -42,7 +42,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Serves one message. Of its descriptors those that nobody needs are closed.
+    /// Serves one message. Of its descriptors those that nobody needs stay where they are.
     pub(super) fn handle(&mut self, message: Message<'_>, device: &mut dyn Device, outbox: &mut Outbox) -> Next {
         let Message { header, body, descriptors, descriptors_lost } = message;
         let served = match header.message_type() {
@@ -54,7 +54,6 @@ impl Session {
             }
             MessageType::Unknown(kind) => Err(Refusal::invalid(format!("a message has the unknown type {kind}"))),
         };
-        descriptors.clear();
         if let Err(refusal) = served {
             log::warn!("command {} of the client is refused: {refusal}", header.command);
             if !header.no_reply() {
