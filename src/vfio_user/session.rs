@@ -32,6 +32,15 @@ pub(super) enum Next {
 }
 
 /// What the server knows of the client it serves.
+///
+/// What a client can make the server keep at one time, connection and outbox included, is less than 8 MiB:
+/// - the body of a message: 1 MiB and a header ([`MAX_BODY_SIZE`]); 2 MiB as its buffer grows, by what has arrived;
+/// - replies: one of 1 MiB ([`super::wire::MAX_DATA_XFER_SIZE`]), 2 MiB as the buffer grows, and 16 held ones of 4 KiB. No
+///   message is received while any is unsent;
+/// - DMA windows: 65535 of 16 bytes in a B-tree, 3 MiB;
+/// - interrupts: two eventfds and some words for each vector that the device has;
+/// - the JSON of `VERSION` for a moment: 4 KiB as text, 0.5 MiB as a tree;
+/// - descriptors for a moment: 253 of the message in hand, and 256 that are being closed ([`super::closer`]).
 #[derive(Debug, Default)]
 pub(super) struct Session {
     /// `None` before a successful `VERSION`.

@@ -18,8 +18,8 @@ use super::wire::{self, MAX_DATA_XFER_SIZE, Version};
 const MAJOR: u16 = 0;
 const MINOR: u16 = 0;
 
-/// Bytes of JSON that a client may send; QEMU's are about 200.
-const MAX_VERSION_DATA: usize = 64 << 10;
+/// Bytes of JSON that a client may send; QEMU's are about 200. As a tree in memory JSON may take a hundred times its size.
+const MAX_VERSION_DATA: usize = 4 << 10;
 
 /// What holds for a connection after its negotiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
