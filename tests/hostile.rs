@@ -56,17 +56,13 @@ struct Random(TestRng);
 
 impl Random {
     fn new(name: &str) -> Self {
+        let number = match std::env::var("HOSTILE_SEED") {
+            Ok(number) => number.parse().expect("HOSTILE_SEED is a number"),
+            Err(_) => getrandom::u64().unwrap(),
+        };
+        println!("{name}: HOSTILE_SEED={number}");
         let mut seed = [0; 32];
-        match std::env::var("HOSTILE_SEED") {
-            Ok(text) => {
-                for (byte, digits) in seed.iter_mut().zip(text.as_bytes().chunks(2)) {
-                    *byte = u8::from_str_radix(str::from_utf8(digits).unwrap(), 16).unwrap();
-                }
-            }
-            Err(_) => getrandom::fill(&mut seed).unwrap(),
-        }
-        let text: String = seed.iter().map(|byte| format!("{byte:02x}")).collect();
-        println!("{name}: HOSTILE_SEED={text}");
+        seed[..8].copy_from_slice(&number.to_le_bytes());
         Self(TestRng::from_seed(RngAlgorithm::ChaCha, &seed))
     }
 
@@ -371,7 +367,7 @@ fn mutated_messages() {
     for _ in 0..300 * EFFORT {
         let mut attacker = target.attacker();
         let negotiated = target.random.below(10) != 0 && attacker.negotiate();
-        for _ in 0..1 + target.random.below(100) {
+        for _ in 0..=target.random.below(100) {
             let mut message = target.random.pick(&valid).clone();
             if negotiated && message[2..4] == VERSION.to_le_bytes() {
                 continue;
@@ -401,7 +397,9 @@ fn garbage() {
         let mut garbage = target.random.bytes(count);
         // Sometimes small numbers, so that not all sizes are gigantic.
         if target.random.below(2) == 0 {
-            garbage.iter_mut().for_each(|byte| *byte &= 0x11);
+            for byte in &mut garbage {
+                *byte &= 0x11;
+            }
         }
         target.messages += 1;
         attacker.send(&garbage, &[]);
@@ -426,14 +424,15 @@ fn lying_sizes() {
         attacker.finish();
     }
     // JSON that takes much more memory than it is long, and nests deeper than a stack may be.
-    let long = r#"{"":0},"#.repeat(9000);
-    let many: String = (0..7000).map(|number| format!(r#""{number}":0,"#)).collect();
-    for json in [format!("[{long}0]"), format!(r#"{{{many}"":0}}"#), "[".repeat(60_000), r#"{"":"#.repeat(15_000)] {
-        for json in [format!(r#"{{"capabilities":{{"x":{json}}}}}"#), format!(r#"{{"x":{json}}}"#), json] {
-            let mut attacker = target.attacker();
-            target.messages += 1;
-            attacker.send(&message(1, VERSION, 0, &version(0, 0, &json)), &[]);
-            attacker.finish();
+    for size in [3500, 60_000] {
+        let long = r#"{"":0},"#.repeat(size / 7);
+        for json in [format!("[{long}0]"), "[0],".repeat(size / 4), "[".repeat(size), r#"{"":"#.repeat(size / 4)] {
+            for json in [format!(r#"{{"capabilities":{{"x":{json}}}}}"#), format!(r#"{{"x":{json}}}"#), json] {
+                let mut attacker = target.attacker();
+                target.messages += 1;
+                attacker.send(&message(1, VERSION, 0, &version(0, 0, &json)), &[]);
+                attacker.finish();
+            }
         }
     }
     target.check();
@@ -501,7 +500,7 @@ fn descriptors_that_do_not_let_themselves_be_closed() {
         peers.push(listener.accept().unwrap().0);
         setsockopt(&socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 3600 }).unwrap();
         socket.set_nonblocking(true).unwrap();
-        while socket.write(&[0; 1 << 16]).is_ok() {}
+        while socket.write(&[0; 4096]).is_ok() {}
         // In a socket in flight, so that this test's copy is never the last to be closed.
         let (sender, receiver) = UnixStream::pair().unwrap();
         let rights = [socket.as_raw_fd()];
@@ -589,12 +588,11 @@ fn readers_that_never_read() {
         // Until nothing more goes in, and a while longer.
         let mut refused = 0;
         while refused < 3 {
-            match attacker.try_send(&request, &[]) {
-                Ok(sent) => target.messages += sent / (request.len() / 100),
-                Err(_) => {
-                    refused += 1;
-                    thread::yield_now();
-                }
+            if let Ok(sent) = attacker.try_send(&request, &[]) {
+                target.messages += sent / (request.len() / 100);
+            } else {
+                refused += 1;
+                thread::yield_now();
             }
         }
         attacker.leave();

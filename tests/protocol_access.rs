@@ -28,15 +28,13 @@ fn as_other<T: Send>(user: u32, group: u32, action: impl FnOnce() -> T + Send) -
     thread::scope(|scope| {
         let other = scope.spawn(move || {
             // The library's own functions would change all threads.
-            // SAFETY: these system calls take plain numbers, and no list of groups.
-            let results = unsafe {
-                [
-                    libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()),
-                    libc::syscall(libc::SYS_setresgid, group, group, group),
-                    libc::syscall(libc::SYS_setresuid, user, user, user),
-                ]
-            };
-            assert_eq!(results, [0; 3]);
+            // SAFETY: it takes plain numbers, and a list of no groups.
+            let left = unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) };
+            // SAFETY: it takes plain numbers.
+            let has_group = unsafe { libc::syscall(libc::SYS_setresgid, group, group, group) };
+            // SAFETY: it takes plain numbers.
+            let has_user = unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) };
+            assert_eq!([left, has_group, has_user], [0; 3]);
             action()
         });
         Some(other.join().unwrap())

@@ -134,7 +134,7 @@ mod tests {
         let (peer, _) = listener.accept().unwrap();
         setsockopt(&socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 3600 }).unwrap();
         socket.set_nonblocking(true).unwrap();
-        while socket.write(&[0; 65536]).is_ok() {}
+        while socket.write(&[0; 4096]).is_ok() {}
         (socket.into(), peer)
     }
 

@@ -171,7 +171,7 @@ impl Connection {
         match self.expecting {
             Expecting::Header { filled } => {
                 let target = self.header.get_mut(filled..).unwrap_or_default();
-                let filled = filled + self.rights.receive(&self.socket, target)?;
+                let filled = filled.saturating_add(self.rights.receive(&self.socket, target)?);
                 if filled < HEADER_SIZE {
                     self.expecting = Expecting::Header { filled };
                     return Ok(false);
@@ -180,17 +180,17 @@ impl Connection {
             }
             Expecting::Body { size, filled } => {
                 if self.body.len() == filled {
-                    self.body.resize(size.min(filled + STEP), 0);
+                    self.body.resize(size.min(filled.saturating_add(STEP)), 0);
                 }
                 let target = self.body.get_mut(filled..).unwrap_or_default();
-                let filled = filled + self.rights.receive(&self.socket, target)?;
+                let filled = filled.saturating_add(self.rights.receive(&self.socket, target)?);
                 self.expecting =
                     if filled < size { Expecting::Body { size, filled } } else { Expecting::Header { filled: 0 } };
                 Ok(filled == size)
             }
             Expecting::Nothing { left } => {
                 self.body.resize(left.min(STEP), 0);
-                let left = left - self.rights.receive(&self.socket, &mut self.body)?;
+                let left = left.saturating_sub(self.rights.receive(&self.socket, &mut self.body)?);
                 self.expecting = if left > 0 { Expecting::Nothing { left } } else { Expecting::Header { filled: 0 } };
                 Ok(false)
             }

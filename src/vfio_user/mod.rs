@@ -4,6 +4,8 @@
 //! `connection` cuts the stream into messages and attributes the descriptors, `session` decides about one message and
 //! asks the [`Device`], `outbox` holds what is to be sent; `client` has one of each, and [`Server`] drives it from an
 //! event loop.
+// A number from outside never overflows unseen. Tests may calculate.
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 mod access;
 mod client;

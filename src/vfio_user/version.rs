@@ -88,7 +88,7 @@ pub(super) fn negotiate(body: &[u8]) -> Result<(Agreed, Vec<u8>), Refusal> {
 
     let mut reply = Version { major: MAJOR.into(), minor: MINOR.into() }.as_bytes().to_vec();
     let json = Value::Object(Map::from_iter([("capabilities".into(), Value::Object(answer))])).to_string();
-    if reply.len() + json.len() < body.len() {
+    if reply.len().saturating_add(json.len()) < body.len() {
         reply.extend_from_slice(json.as_bytes());
         reply.push(0);
         Ok((agreed, reply))
