@@ -9,12 +9,18 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
+use common::process::until;
 use common::raw_client::RawClient;
+use common::server::Server as BuiltServer;
 use common::{ToyServer, toy::ToyDevice};
 use nix::libc;
 use nix::unistd::{Gid, Uid, getegid, geteuid};
 use vfio_user_tpm::vfio_user::{Listener, ListenerError, Server, SocketClaim, SocketRights};
+
+/// Nothing that is expected takes this long; a test that waits so long has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A user and a group that nobody needs to have.
 const OTHER: u32 = 54_321;
@@ -193,4 +199,22 @@ fn connected_descriptor_of_a_stranger_is_refused_at_the_start() {
     let error = listener.allow_only(vec![Uid::from_raw(other)]).unwrap_err();
     assert!(matches!(&error, ListenerError::Stranger(_)), "{error}");
     assert!(error.to_string().contains(&geteuid().to_string()), "{error}");
+}
+
+#[test]
+fn program_takes_rights_and_users_from_its_flags() {
+    let other = if geteuid().as_raw() == OTHER { OTHER + 1 } else { OTHER };
+    let group = format!("--socket-group={}", possible_group());
+    let allowed = format!("--allow-uid={other}");
+    let flags = ["--socket-mode=0660", &group, &allowed].map(Into::into);
+    let server = BuiltServer::with_args(&flags);
+    assert_eq!(rights_of(&server.socket()), (0o660, possible_group()));
+    RawClient::connect(&server.socket()).assert_closed();
+    let refusal = format!("of user {} is not among those that are let in", geteuid());
+    assert!(until(PATIENCE, || server.log().contains(&refusal).then_some(())).is_some(), "{}", server.log());
+    assert!(server.terminate().success());
+
+    let flags = ["--fd=3", "--socket-mode=0660"].map(Into::into);
+    let (status, output) = BuiltServer::fail_without_socket(&flags);
+    assert!(!status.success() && output.contains("--socket-path"), "{output}");
 }

@@ -8,11 +8,11 @@ use crate::vfio_user::SocketRights;
 #[derive(Debug, Args)]
 pub(super) struct AccessArgs {
     /// Rights of the socket's file, in octal; who may write to it can connect [default: 0600]
-    #[arg(long, value_name = "MODE", value_parser = mode, requires = "socket_path")]
+    #[arg(long, value_name = "MODE", value_parser = mode)]
     socket_mode: Option<u32>,
 
     /// Group of the socket's file, by name or number; it can connect with --socket-mode=0660
-    #[arg(long, value_name = "GROUP", value_parser = group, requires = "socket_path")]
+    #[arg(long, value_name = "GROUP", value_parser = group)]
     socket_group: Option<Gid>,
 
     /// Serve only processes of this user, by name or number, whoever else can connect. Can be given several
@@ -26,6 +26,11 @@ impl AccessArgs {
     pub(super) fn socket_rights(&self) -> SocketRights {
         let default = SocketRights::default();
         SocketRights { mode: self.socket_mode.unwrap_or(default.mode), group: self.socket_group }
+    }
+
+    /// Whether the socket is to have other rights than it has by default.
+    pub(super) fn has_socket_rights(&self) -> bool {
+        self.socket_mode.is_some() || self.socket_group.is_some()
     }
 
     /// The users whose processes are served; `None` for whoever can connect.

@@ -135,6 +135,9 @@ impl TryFrom<ServeArgs> for Config {
         let device = args.device.device()?;
         let endpoint = match (socket.socket_path, socket.fd) {
             (Some(path), None) => Endpoint::Path(path),
+            (None, Some(_)) if access.has_socket_rights() => {
+                bail!("--socket-mode and --socket-group need --socket-path: an inherited socket has its rights already")
+            }
             (None, Some(fd)) => Endpoint::Descriptor(fd),
             _ => bail!("give either --socket-path or --fd"),
         };

@@ -15,6 +15,7 @@ use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_SET_DATA_BOOL, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_IRQ_SET_DATA_TYPE_MASK,
 };
 
+use super::alarm;
 use super::device::{Interrupts, Irq};
 use super::refusal::Refusal;
 use super::wire::IrqSet;
@@ -48,8 +49,8 @@ impl EventFd {
 
     /// Adds 1 to the counter. A counter that is full already says what has to be said.
     ///
-    /// The client could have taken `O_NONBLOCK` back, so it is asked first whether there is room. The time between is left
-    /// to a client that wants to stop its own device.
+    /// The client could have taken `O_NONBLOCK` back, so it is asked first whether there is room; and if the client fills
+    /// the counter in between, the call is interrupted (`EINTR`).
     fn signal(&self) -> Result<(), Errno> {
         let mut room = [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)];
         poll(&mut room, PollTimeout::ZERO)?;
@@ -57,7 +58,7 @@ impl EventFd {
         if !room.iter().any(|room| room.revents().is_some_and(|events| events.contains(PollFlags::POLLOUT))) {
             return Ok(());
         }
-        match write(&self.0, &1_u64.to_ne_bytes()) {
+        match alarm::limited(|| write(&self.0, &1_u64.to_ne_bytes())) {
             Ok(_) | Err(Errno::EAGAIN) => Ok(()),
             Err(errno) => Err(errno),
         }
@@ -125,10 +126,11 @@ struct Vector {
 }
 
 impl Vector {
-    /// Tells the client, if it wants to know.
-    fn signal(&self) {
+    /// Tells the client, if it wants to know. An eventfd for which the server had to wait gets no second chance.
+    fn signal(&mut self) {
         if let Some(Err(errno)) = self.trigger.as_ref().map(EventFd::signal) {
-            log::debug!("an interrupt cannot be signalled: {errno}");
+            log::warn!("an interrupt cannot be signalled and is given up: {errno}");
+            self.trigger = None;
         }
     }
 
@@ -261,7 +263,7 @@ impl Irqs {
             Action::Unmask => self.vectors.entry(id).or_default().unmask(),
             // A test of the way from the eventfd on: it neither heeds the mask nor sets it, as with Linux.
             Action::Trigger => {
-                if let Some(vector) = self.vectors.get(&id) {
+                if let Some(vector) = self.vectors.get_mut(&id) {
                     vector.signal();
                 }
             }

@@ -8,6 +8,7 @@
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 mod access;
+mod alarm;
 mod client;
 mod closer;
 mod connection;
