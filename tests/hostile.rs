@@ -40,8 +40,8 @@ const KEPT_MEMORY: u64 = 8 << 20;
 /// library some for itself.
 const PEAK_MEMORY: u64 = 12 << 20;
 
-/// What the log may grow by in an attack: ten lines for each place in the code that a client can reach.
-const LOG_SIZE: usize = 64 << 10;
+/// What the log may grow by in an attack: ten lines a minute for each place in the code that a client can reach.
+const LOG_SIZE: usize = EFFORT * (64 << 10);
 
 /// How much is attacked: rounds are multiplied by this.
 const EFFORT: usize = if cfg!(feature = "full-tests") { 20 } else { 1 };
