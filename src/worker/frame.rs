@@ -3,6 +3,8 @@
 //! A frame is an 8-byte header - kind, locality or flags, two zero bytes, sequence number (native-endian u32) - and a
 //! payload. Both sides are the same program on the same machine, and yet a worker that was taken over may send
 //! anything: a frame that is not exactly as described here is an error, never a guess.
+// A number from outside never overflows unseen. Tests may calculate.
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
