@@ -48,6 +48,7 @@ enum Device {
 enum Trouble {
     Errno(Errno),
     Empty,
+    Malformed,
     TooLong,
 }
 
@@ -148,6 +149,7 @@ impl std::fmt::Display for Trouble {
         match self {
             Self::Errno(errno) => write!(f, "the TPM's device fails: {}", io::Error::from(*errno)),
             Self::Empty => f.write_str("the TPM's device gave no response"),
+            Self::Malformed => f.write_str("the TPM's device gave a response whose header does not fit its length"),
             Self::TooLong => write!(f, "the TPM's device gave a response of more than {BUFFER_SIZE} bytes"),
         }
     }
@@ -170,7 +172,7 @@ fn transact(device: BorrowedFd<'_>, command: &[u8], response: &mut Vec<u8>) -> R
         0 => Err(Trouble::Empty),
         1..=BUFFER_SIZE => {
             response.truncate(length);
-            Ok(())
+            Header::of_whole(response).map(drop).ok_or(Trouble::Malformed)
         }
         _ => Err(Trouble::TooLong),
     }
