@@ -104,7 +104,7 @@ struct Unknown<'a>(&'a HostTpm);
 
 impl Task for Unknown<'_> {
     fn start(&self) -> (Request<'_>, Vec<BorrowedFd<'_>>) {
-        self.0.start(DeviceProperties { version: TpmVersion::V2_0, command_size: UNKNOWN_SIZE })
+        self.0.start(None)
     }
 }
 
