@@ -103,7 +103,15 @@ fn body(tape: &mut Tape<'_>, command: u16) -> Vec<u8> {
 }
 
 fn region_access(tape: &mut Tape<'_>) -> (Vec<u8>, u32) {
-    let (offset, region, count) = (tape.number(), tape.choose::<u32>(&[0, 0, 7, 1, 2, 3, 4, 5, 9]), tape.number32());
+    let (region, count) = (tape.choose::<u32>(&[0, 0, 7, 1, 2, 3, 4, 5, 9]), tape.number32());
+    let offset = match tape.below(4) {
+        // About the end of one of the devices' regions.
+        0 => {
+            let size = tape.choose::<u64>(&[0x8000, 0x2_0000, 0x100, 2 << 20]);
+            (size + u64::from(tape.below(3))).wrapping_sub(1).wrapping_sub(count.into())
+        }
+        _ => tape.number(),
+    };
     ([&offset.to_le_bytes()[..], &region.to_le_bytes(), &count.to_le_bytes()].concat(), count)
 }
 
