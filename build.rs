@@ -7,9 +7,10 @@ fn main() {
     libtpms();
 }
 
-/// Binds libtpms 0.9 or later. All that is used of it is in 0.9 and in 0.10.
+/// Binds libtpms 0.9 or later. What only later versions have is behind a cfg: `libtpms_profiles` (0.10).
 fn libtpms() {
     println!("cargo::rerun-if-changed=vendor/libtpms/wrapper.h");
+    println!("cargo::rustc-check-cfg=cfg(libtpms_profiles)");
 
     let library = match pkg_config::Config::new().atleast_version("0.9").probe("libtpms") {
         Ok(library) => library,
@@ -17,6 +18,10 @@ fn libtpms() {
             "libtpms 0.9 or later was not found by pkg-config; on Debian: apt-get install libtpms-dev pkg-config\n{error}"
         ),
     };
+    let mut version = library.version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    if (version.next(), version.next()) >= (Some(0), Some(10)) {
+        println!("cargo::rustc-cfg=libtpms_profiles");
+    }
     let bindings = bindgen::Builder::default()
         .header("vendor/libtpms/wrapper.h")
         .clang_args(library.include_paths.iter().map(|path| format!("-I{}", path.display())))

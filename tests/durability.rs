@@ -208,7 +208,7 @@ impl Ledger {
             self.end(&response);
             assert!(self.under_way.is_none(), "{response:02x?}");
         }
-        let worker = server.engine().unwrap();
+        let worker = server.running_engine();
         match random.below(4) {
             // The worker in a write; the TPM is there again after a reset.
             0 => {
@@ -338,7 +338,7 @@ impl Scarce {
     fn limit() -> (Server, Self) {
         let folder = tempfile::tempdir().unwrap();
         let server = Server::with_state(folder.path());
-        let worker = server.engine().unwrap();
+        let worker = server.running_engine();
         let path = folder.path().to_owned();
         (server, Self::Limit { _folder: folder, folder: path, worker })
     }

@@ -240,7 +240,7 @@ fn a_wrong_key_is_told_and_touches_nothing() {
         assert_eq!(code_of(&tpm.run(&get_random(1))), RC_FAILURE);
         let reason = tpm.engine.start_failure().unwrap().to_owned();
         assert!(reason.contains(expected), "{reason}");
-        tpm.stop();
+        tpm.end();
         assert_eq!(fs::read(&file).unwrap(), before);
     }
 }
@@ -255,12 +255,12 @@ fn an_older_state_put_in_the_place_of_the_newest_is_refused_at_the_next_reset() 
     fs::write(protected.state_file(), &old).unwrap();
     tpm.reset();
     assert_eq!(code_of(&tpm.run(&get_random(1))), RC_FAILURE);
-    tpm.stop();
+    tpm.end();
     let mut tpm = protected.start(1);
     assert_eq!(code_of(&tpm.run(&get_random(1))), RC_FAILURE);
     let reason = tpm.engine.start_failure().unwrap();
     assert!(reason.contains("state anchor --force"), "{reason}");
-    tpm.stop();
+    tpm.end();
     assert_eq!(fs::read(protected.state_file()).unwrap(), old);
 }
 

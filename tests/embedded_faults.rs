@@ -339,7 +339,7 @@ fn a_worker_that_is_stopped_is_ended_by_a_reset() {
     client.stream.set_read_timeout(Some(ACCESS_LIMIT)).unwrap();
     let mut guest = Tis::new(client);
     assert_eq!(code_of(&guest.run(&command())), RC_SUCCESS);
-    kill(server.engine().unwrap(), Signal::SIGSTOP).unwrap();
+    kill(server.running_engine(), Signal::SIGSTOP).unwrap();
     guest.begin(&command());
     for _ in 0..100 {
         assert_eq!(guest.read8(STS), 0x80, "in execution");

@@ -8,8 +8,8 @@ die() {
     exit 1
 }
 
-# What a build needs: a linker, libtpms, and libclang with its headers, with which bindgen reads those of libtpms.
-BUILD_PACKAGES=(gcc libc6-dev pkg-config libtpms-dev libclang-dev)
+# What a build needs: a linker, libtpms, libcrypto, and libclang with its headers, with which bindgen reads those of libtpms.
+BUILD_PACKAGES=(gcc libc6-dev pkg-config libtpms-dev libssl-dev libclang-dev)
 # What the tests of the swtpm backend run.
 SWTPM_PACKAGES=(swtpm)
 # What fetching the kits needs.

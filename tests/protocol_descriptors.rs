@@ -4,15 +4,17 @@
 
 mod common;
 
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use common::ToyServer;
 use common::raw_client::*;
 use common::toy::RAM;
-use nix::libc::EINVAL;
+use nix::libc::{self, EINVAL};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{setsockopt, sockopt};
 
 const ASSIGN: u32 = 0x24;
 const TRIGGER: u32 = 0x21;
@@ -212,4 +214,56 @@ fn interrupts_are_closed_when_disabled_and_when_the_client_leaves() {
     next.request(SET_IRQS, &irq_set(TRIGGER, 0, 0, 1, &[])).ok();
     assert_eq!(eventfd.read().unwrap_or(0), 0, "the next client starts without interrupts");
     server.stop();
+}
+
+/// A socket whose last close waits for its peer to read, for an hour.
+fn lingering() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    setsockopt(&socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 3600 }).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    while socket.write(&[0; 4096]).is_ok() {}
+    (socket, peer)
+}
+
+#[test]
+fn descriptor_that_takes_long_to_close_keeps_nobody_waiting() {
+    let server = ToyServer::start();
+    let (socket, peer) = lingering();
+    let mut client = server.client();
+    {
+        // Until this is given back, the server is in the first message, so that its copy of the socket will be the last.
+        let _state = server.control.state();
+        client.send(REGION_READ, 0, &access(RAM, 0, 1, &[]), &[]);
+        client.send(GET_INFO, 0, &device_info(), &[socket.as_raw_fd()]);
+        drop(socket);
+    }
+    client.receive().ok();
+    client.receive().ok();
+    client.assert_in_step();
+    drop(client);
+    server.client().assert_in_step();
+    server.stop();
+    drop(peer);
+}
+
+#[test]
+fn descriptors_of_messages_that_nobody_receives_keep_nobody_waiting() {
+    let server = ToyServer::start();
+    let (socket, peer) = lingering();
+    {
+        let state = server.control.state();
+        let mut client = server.connect();
+        // The server waits for the state in the first message, and closes after the second: the others stay in the socket.
+        client.send(VERSION, 0, &version(0, 0, QEMU_CAPABILITIES), &[]);
+        client.send_bytes(&message_claiming(5, VERSION, 0, 0, &[]), &[]);
+        client.send(GET_INFO, 0, &device_info(), &[socket.as_raw_fd()]);
+        drop(socket);
+        drop(client);
+        drop(state);
+    }
+    server.client().assert_in_step();
+    server.stop();
+    drop(peer);
 }

@@ -6,9 +6,12 @@
 mod common;
 
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use common::raw_client::*;
-use common::toy::{RAM, SLOW, ToyDevice};
+use common::toy::{Control, RAM, SLOW, ToyDevice};
 use common::{ToyServer, run_in_thread, signal_thread};
 use nix::sys::signal::Signal;
 use vfio_user_tpm::vfio_user::{Listener, Server, ServerError};
@@ -23,6 +26,60 @@ fn second_client_is_refused_without_disturbing_the_first() {
     }
     assert_eq!(server.control.state().connected, 1);
     server.stop();
+}
+
+/// A server on `path` with a limit for clients that have not negotiated.
+fn start_with_handshake_limit(path: &Path, limit: Duration) -> (JoinHandle<Result<(), ServerError>>, Control) {
+    let mut server = Server::new(Listener::bind(path).unwrap()).unwrap();
+    server.limit_handshake(limit);
+    let (device, control) = ToyDevice::new(&server.registry().unwrap());
+    (run_in_thread(server, device), control)
+}
+
+#[test]
+fn client_that_says_nothing_gives_its_place_to_one_that_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let (thread, control) = start_with_handshake_limit(&path, Duration::from_millis(200));
+    let silent = RawClient::connect(&path);
+    let mut slow = RawClient::connect(&path);
+    slow.send_bytes(&message(1, VERSION, 0, &version(0, 0, QEMU_CAPABILITIES))[..30], &[]);
+    let mut third = RawClient::connect(&path);
+    third.negotiate();
+    third.assert_in_step();
+    silent.assert_closed();
+    slow.assert_closed();
+    assert_eq!(control.state().connected, 1);
+    signal_thread(&thread, Signal::SIGTERM);
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn client_that_negotiates_in_time_keeps_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let (thread, _control) = start_with_handshake_limit(&path, Duration::from_secs(3600));
+    let mut first = RawClient::connect(&path);
+    let second = RawClient::connect(&path);
+    first.negotiate();
+    second.assert_closed();
+    first.assert_in_step();
+    signal_thread(&thread, Signal::SIGTERM);
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn one_that_waited_for_a_client_which_leaves_is_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let (thread, _control) = start_with_handshake_limit(&path, Duration::from_secs(3600));
+    let first = RawClient::connect(&path);
+    let mut second = RawClient::connect(&path);
+    drop(first);
+    second.negotiate();
+    second.assert_in_step();
+    signal_thread(&thread, Signal::SIGTERM);
+    thread.join().unwrap().unwrap();
 }
 
 #[test]

@@ -62,12 +62,11 @@ impl Case {
     }
 
     fn backend_with(&self, arguments: &[&str]) -> Swtpm {
-        let place = match &self.listening {
-            Some(listening) => Place::Attach { control: listening.control() },
-            None => {
-                let arguments = arguments.iter().map(OsString::from).collect();
-                owned(self.program.clone(), arguments, self.folder.path(), self.version)
-            }
+        let place = if let Some(listening) = &self.listening {
+            Place::Attach { control: listening.control() }
+        } else {
+            let arguments = arguments.iter().map(OsString::from).collect();
+            owned(self.program.clone(), arguments, self.folder.path(), self.version)
         };
         Swtpm::new(SwtpmConfig { version: self.version, place })
     }

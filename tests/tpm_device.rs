@@ -75,13 +75,13 @@ fn registers_are_answered_whatever_the_engine_does() {
     let mut tis = connect(&server);
     ok(&mut tis, &get_random(8));
     // A command that runs as long as the test wants.
-    kill(server.engine().unwrap(), Signal::SIGSTOP).unwrap();
+    kill(server.running_engine(), Signal::SIGSTOP).unwrap();
     tis.begin(&get_random(8));
     for _ in 0..1000 {
         assert_eq!(tis.read8(STS), 0x80, "in execution");
         assert_eq!(tis.read8(ACCESS) & ACTIVE_LOCALITY, ACTIVE_LOCALITY);
     }
-    kill(server.engine().unwrap(), Signal::SIGCONT).unwrap();
+    kill(server.running_engine(), Signal::SIGCONT).unwrap();
     assert_eq!(code_of(&tis.response()), RC_SUCCESS);
 }
 
@@ -272,7 +272,7 @@ fn a_signal_to_the_engine_alone_ends_nothing() {
     let mut tis = connect(&server);
     ok(&mut tis, &get_random(8));
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
-        kill(server.engine().unwrap(), signal).unwrap();
+        kill(server.running_engine(), signal).unwrap();
     }
     ok(&mut tis, &get_random(8));
 }
@@ -290,7 +290,7 @@ fn the_hangup_of_a_terminal_ends_the_server_in_order() {
 fn a_tpm_that_cannot_be_shut_down_is_an_error_at_the_end() {
     let server = Server::start();
     ok(&mut connect(&server), &get_random(8));
-    kill(server.engine().unwrap(), Signal::SIGKILL).unwrap();
+    kill(server.running_engine(), Signal::SIGKILL).unwrap();
     // Not dead for the server before it has noticed; either way there is nobody to shut down.
     assert_eq!(server.terminate().code(), Some(1));
 }
@@ -338,7 +338,7 @@ fn a_write_that_fails_keeps_what_was_there_and_logs_nothing_of_the_guests() {
 fn the_engine_has_only_what_it_needs() {
     let inherited = fs::File::open("/proc/self/status").unwrap();
     let server = Server::with_inherited(inherited.into());
-    let engine = server.engine().unwrap();
+    let engine = server.running_engine();
     ok(&mut connect(&server), &get_random(8));
     let open =
         |pid| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|fd| fs::read_link(fd.unwrap().path()).unwrap());

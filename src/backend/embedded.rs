@@ -6,6 +6,7 @@ use super::worker::{Task, WorkerBackend};
 use crate::state::{Key, StateFolder};
 use crate::tpm::TpmVersion;
 use crate::worker::frame::Request;
+use crate::worker::profile::Profile;
 
 /// The embedded TPM.
 pub type Embedded = WorkerBackend<EmbeddedTpm>;
@@ -30,6 +31,31 @@ impl Task for EmbeddedTpm {
             log::error!(
                 "the TPM's keys and NV contents are lost with its process, and a new TPM takes its place; with --state-dir it would have kept them"
             );
+        }
+    }
+}
+
+/// The embedded TPM that is made in a state folder without one.
+pub type NewEmbedded = WorkerBackend<NewEmbeddedTpm>;
+
+/// What the embedded TPM is to be, and what only counts when it is made.
+#[derive(Debug)]
+pub struct NewEmbeddedTpm {
+    /// The TPM.
+    pub tpm: EmbeddedTpm,
+    /// What of libtpms it is to have; without one, all that this libtpms gives a new TPM.
+    pub profile: Option<Profile>,
+}
+
+impl Task for NewEmbeddedTpm {
+    fn start(&self) -> (Request<'_>, Vec<BorrowedFd<'_>>) {
+        self.tpm.start()
+    }
+
+    fn initialize(&self) -> Request<'_> {
+        match &self.profile {
+            Some(profile) => Request::InitializeProfile(profile.json()),
+            None => Request::Initialize,
         }
     }
 }

@@ -6,6 +6,7 @@
 pub mod embedded;
 pub mod passthrough;
 pub mod swtpm;
+pub mod synchronous;
 pub mod worker;
 
 use std::os::fd::BorrowedFd;

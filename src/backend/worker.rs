@@ -19,6 +19,11 @@ pub trait Task {
     /// The first frame, which says so, and the descriptors that go with it after the cancel socket.
     fn start(&self) -> (Request<'_>, Vec<BorrowedFd<'_>>);
 
+    /// What `_TPM_Init` is for this worker.
+    fn initialize(&self) -> Request<'_> {
+        Request::Initialize
+    }
+
     /// Whether a command that is cancelled is sure to end soon.
     fn obeys_cancel(&self) -> bool {
         true
@@ -150,7 +155,12 @@ impl<T: Task> Backend for WorkerBackend<T> {
                 return Err(self.lost(&format!("cannot start its process: {error}")));
             }
         }
-        self.begin(Request::Initialize)
+        let Some(worker) = &mut self.worker else {
+            return Err(BackendError::Gone("its process does not run".to_owned()));
+        };
+        worker
+            .send(self.task.initialize(), &mut self.frame, &[])
+            .map_err(|errno| self.lost(&format!("cannot write to it: {errno}")))
     }
 
     fn execute(&mut self, locality: Locality, command: &[u8]) -> Result<(), BackendError> {

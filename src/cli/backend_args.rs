@@ -189,7 +189,7 @@ impl BackendConfig {
                 match &state_dir {
                     Some(folder) => log::info!("TPM {version}, its state in {}", folder.display()),
                     None => {
-                        log::warn!("TPM {version} without --state-dir: its keys and NV contents end with this program")
+                        log::warn!("TPM {version} without --state-dir: its keys and NV contents end with this program");
                     }
                 }
                 Box::new(Embedded::new(EmbeddedTpm { version, state }, spawner(worker())?))

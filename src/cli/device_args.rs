@@ -98,7 +98,7 @@ impl std::str::FromStr for PciId {
     }
 }
 
-fn tpm_version(text: &str) -> Result<TpmVersion, String> {
+pub(super) fn tpm_version(text: &str) -> Result<TpmVersion, String> {
     match text {
         "2.0" => Ok(TpmVersion::V2_0),
         "1.2" => Ok(TpmVersion::V1_2),

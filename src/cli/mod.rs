@@ -1,5 +1,6 @@
 //! The command line: what it accepts, and what it makes of it. One file a subcommand.
 
+mod access_args;
 mod backend_args;
 mod capabilities;
 mod describe;
@@ -22,6 +23,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use log::LevelFilter;
 use nix::sys::signal::{SigSet, Signal};
+
+use crate::log_limit::LimitedLog;
 
 /// A virtual TPM in a process of its own, served to a virtual machine over vfio-user.
 ///
@@ -66,6 +69,7 @@ pub fn main() -> ExitCode {
         Some(Command::Spawner(args)) => spawner::run(args).map(|()| ExitCode::SUCCESS),
         Some(Command::Worker(args)) => worker::run(&args).map(|()| ExitCode::SUCCESS),
     };
+    log::logger().flush();
     result.unwrap_or_else(|error| {
         // Standard error may be of no use, and there is nobody else to tell.
         let _ = writeln!(std::io::stderr(), "vfio-user-tpm: {error:#}");
@@ -92,13 +96,17 @@ fn start_log(level: LevelFilter) {
     // A process in the background of a terminal with `tostop` would be stopped by its first line, and a VM would wait
     // for its TPM. Where the signal is blocked, the line is written.
     let _ = SigSet::from_iter([Signal::SIGTTOU]).thread_block();
-    env_logger::Builder::new()
+    let log = env_logger::Builder::new()
         .filter_level(level)
         .format(|out, record| {
             let time = out.timestamp();
             writeln!(out, "vfio-user-tpm: [{time} {:5}] {}", record.level(), record.args())
         })
-        .init();
+        .build();
+    // It fails only where there is a logger already.
+    if log::set_boxed_logger(Box::new(LimitedLog::new(log))).is_ok() {
+        log::set_max_level(level);
+    }
 }
 
 #[cfg(test)]

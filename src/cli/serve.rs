@@ -7,7 +7,9 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Uid;
 
+use super::access_args::AccessArgs;
 use super::backend_args::{BackendArgs, BackendConfig};
 use super::device_args::{DeviceArgs, description_of};
 use super::{inherited, log_level, ready, signals, start_log};
@@ -17,12 +19,15 @@ use crate::device::TpmDevice;
 use crate::engine::{Engine, Wakeup};
 use crate::frontend::tis::TisConfig;
 use crate::platform::{Platform, StartupPolicy};
-use crate::vfio_user::{DEVICE_TOKEN, Listener, Server, SocketClaim};
+use crate::vfio_user::{DEVICE_TOKEN, Listener, Server, SocketClaim, SocketRights};
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
     #[command(flatten)]
     socket: SocketArgs,
+
+    #[command(flatten)]
+    access: AccessArgs,
 
     /// Also write what a VMM needs to attach the device into this folder (see `describe`)
     #[arg(long, value_name = "DIR", requires = "socket_path")]
@@ -95,6 +100,8 @@ enum Endpoint {
 struct Config {
     endpoint: Endpoint,
     backend: BackendConfig,
+    socket_rights: SocketRights,
+    allowed_users: Option<Vec<Uid>>,
     device: DeviceDescription,
     registers: TisConfig,
     description: Option<(Description, PathBuf)>,
@@ -108,10 +115,13 @@ impl TryFrom<ServeArgs> for Config {
     type Error = anyhow::Error;
 
     fn try_from(args: ServeArgs) -> anyhow::Result<Self> {
-        let ServeArgs { socket, description, tpm: args, obey_parent_only } = args;
+        let ServeArgs { socket, access, description, tpm: args, obey_parent_only } = args;
         let (backend, device) = args.backend_and_device()?;
         let endpoint = match (socket.socket_path, socket.fd) {
             (Some(path), None) => Endpoint::Path(path),
+            (None, Some(_)) if access.has_socket_rights() => {
+                bail!("--socket-mode and --socket-group need --socket-path: an inherited socket has its rights already")
+            }
             (None, Some(fd)) => Endpoint::Descriptor(fd),
             _ => bail!("give either --socket-path or --fd"),
         };
@@ -145,6 +155,8 @@ impl TryFrom<ServeArgs> for Config {
         Ok(Self {
             endpoint,
             backend,
+            socket_rights: access.socket_rights(),
+            allowed_users: access.allowed_users(),
             device,
             registers,
             description,
@@ -181,13 +193,17 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         Endpoint::Path(path) => {
             // What is in the way of serving comes to light before anything is written; and who can connect finds the
             // description complete.
-            let claim = SocketClaim::new(path)?;
+            let claim = SocketClaim::with_rights(path, &config.socket_rights)?;
             if let Some((description, folder)) = &config.description {
                 description.write_to(folder)?;
             }
             claim.listen()?
         }
         Endpoint::Descriptor(fd) => Listener::from_fd(inherited::take("--fd", *fd)?)?,
+    };
+    let listener = match config.allowed_users {
+        Some(users) => listener.allow_only(users)?,
+        None => listener,
     };
     let mut server = Server::new(listener)?;
     if config.obey_parent_only {
@@ -260,6 +276,15 @@ mod tests {
     fn standard_streams_are_no_sockets_to_serve() {
         assert!(config(&["--fd=0"]).is_err());
         assert!(config(&["--fd=-1"]).is_err());
+    }
+
+    #[test]
+    fn the_rights_of_a_socket_are_for_one_that_we_make() {
+        let error = config(&["--fd=3", "--socket-mode=0660"]).unwrap_err().to_string();
+        assert!(error.contains("--socket-path"), "{error}");
+        let config = config(&["--fd=3", "--allow-uid=1000", "--allow-uid=1001"]).unwrap();
+        assert_eq!(config.allowed_users, Some([1000, 1001].map(Uid::from_raw).to_vec()));
+        assert_eq!(config.socket_rights, SocketRights::default());
     }
 
     #[test]

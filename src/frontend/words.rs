@@ -25,8 +25,8 @@ pub(super) fn words(offset: u64, len: usize) -> impl Iterator<Item = Word> {
     iter::from_fn(move || {
         let at = next.filter(|_| start < len)?;
         let lane = at.to_le_bytes()[0] & 3;
-        let end = (start + WORD - usize::from(lane)).min(len);
-        let word = Word { address: at - u64::from(lane), lane: usize::from(lane), range: start..end };
+        let end = WORD.saturating_sub(lane.into()).saturating_add(start).min(len);
+        let word = Word { address: at & !3, lane: lane.into(), range: start..end };
         next = word.address.checked_add(4);
         start = end;
         Some(word)

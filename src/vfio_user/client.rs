@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
-use super::complaints::Complaints;
+use super::closer::Closer;
 use super::connection::{Connection, Progress, ReceiveError};
 use super::device::Device;
 use super::outbox::Outbox;
@@ -23,8 +23,6 @@ pub(super) struct Client {
     connection: Connection,
     session: Session,
     outbox: Outbox,
-    /// About those that come while it is there.
-    pub(super) complaints: Complaints,
 }
 
 /// Why a client is served no longer.
@@ -38,6 +36,8 @@ pub(super) enum Farewell {
     Send(io::Error),
     #[error("the client is disconnected: it did not begin as the protocol wants")]
     Refused,
+    #[error("the client is disconnected: it sends descriptors that cannot be closed")]
+    Clogged,
     #[error("the client is disconnected: it cannot be watched: {0}")]
     Unwatchable(#[from] Errno),
 }
@@ -53,17 +53,17 @@ pub(super) enum Waiting {
 }
 
 impl Client {
-    pub(super) fn new(socket: UnixStream) -> Self {
-        Self {
-            connection: Connection::new(socket),
-            session: Session::default(),
-            outbox: Outbox::default(),
-            complaints: Complaints::default(),
-        }
+    pub(super) fn new(socket: UnixStream, closer: Closer) -> Self {
+        Self { connection: Connection::new(socket, closer), session: Session::default(), outbox: Outbox::default() }
     }
 
     pub(super) fn socket(&self) -> &UnixStream {
         self.connection.socket()
+    }
+
+    /// Whether it has agreed on a version.
+    pub(super) fn has_negotiated(&self) -> bool {
+        self.session.has_negotiated()
     }
 
     /// What becomes readable when [`unmask`](Self::unmask) has something to do; `None` as long as the client has not asked
@@ -89,10 +89,14 @@ impl Client {
         if self.waiting() == Waiting::ToSend {
             return Ok(());
         }
+        if !self.connection.has_room() {
+            return Err(Farewell::Clogged);
+        }
         let mut budget = BUDGET;
         match self.connection.receive(&mut budget) {
             Ok(Progress::Message) => {
                 let next = self.session.handle(self.connection.message(), device, &mut self.outbox);
+                self.connection.let_go();
                 self.flush()?;
                 if next == Next::Close { Err(Farewell::Refused) } else { Ok(()) }
             }
@@ -116,6 +120,7 @@ impl Client {
     /// Its descriptors and mappings go with it.
     pub(super) fn end(self, device: &mut dyn Device) {
         self.session.end(device);
+        self.connection.close();
     }
 
     /// Sends what the client takes.

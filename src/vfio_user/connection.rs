@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
 use thiserror::Error;
 
+use super::closer::Closer;
 use super::descriptors::{self, ControlBuffer, MAX_MESSAGE_DESCRIPTORS};
 use super::wire::{HEADER_SIZE, Header, MAX_BODY_SIZE};
 
@@ -45,7 +46,7 @@ pub(super) struct Message<'a> {
     pub(super) header: Header,
     /// `None` if it is larger than any that is served; it passes by unread.
     pub(super) body: Option<&'a [u8]>,
-    /// The descriptors that came with it. Those that nobody takes are closed.
+    /// The descriptors that came with it. Those that nobody takes are for [`Connection::let_go`].
     pub(super) descriptors: &'a mut Vec<OwnedFd>,
     /// More descriptors came than a message may carry, or than the kernel could deliver: all of them are closed.
     pub(super) descriptors_lost: bool,
@@ -76,14 +77,21 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(socket: UnixStream) -> Self {
+    pub(super) fn new(socket: UnixStream, closer: Closer) -> Self {
         Self {
             socket,
             expecting: Expecting::Header { filled: 0 },
             header: [0; HEADER_SIZE],
             body: Vec::new(),
             oversized: false,
-            rights: Rights::default(),
+            rights: Rights {
+                control: ControlBuffer::default(),
+                descriptors: Vec::new(),
+                lost: false,
+                closer,
+                #[cfg(test)]
+                receives: 0,
+            },
             #[cfg(test)]
             sends: std::cell::Cell::default(),
         }
@@ -125,6 +133,22 @@ impl Connection {
         }
     }
 
+    /// Closes the descriptors of the message that nobody has taken.
+    pub(super) fn let_go(&mut self) {
+        self.rights.close();
+    }
+
+    /// Ends the connection.
+    pub(super) fn close(mut self) {
+        self.rights.close();
+        self.rights.closer.hang_up(self.socket);
+    }
+
+    /// Whether descriptors can be closed as fast as they come; otherwise nothing more may be received.
+    pub(super) fn has_room(&self) -> bool {
+        self.rights.closer.has_room()
+    }
+
     /// Receives until a message is complete. Each system call costs one of `budget`.
     pub(super) fn receive(&mut self, budget: &mut u32) -> Result<Progress, ReceiveError> {
         loop {
@@ -147,7 +171,7 @@ impl Connection {
         match self.expecting {
             Expecting::Header { filled } => {
                 let target = self.header.get_mut(filled..).unwrap_or_default();
-                let filled = filled + self.rights.receive(&self.socket, target)?;
+                let filled = filled.saturating_add(self.rights.receive(&self.socket, target)?);
                 if filled < HEADER_SIZE {
                     self.expecting = Expecting::Header { filled };
                     return Ok(false);
@@ -156,17 +180,17 @@ impl Connection {
             }
             Expecting::Body { size, filled } => {
                 if self.body.len() == filled {
-                    self.body.resize(size.min(filled + STEP), 0);
+                    self.body.resize(size.min(filled.saturating_add(STEP)), 0);
                 }
                 let target = self.body.get_mut(filled..).unwrap_or_default();
-                let filled = filled + self.rights.receive(&self.socket, target)?;
+                let filled = filled.saturating_add(self.rights.receive(&self.socket, target)?);
                 self.expecting =
                     if filled < size { Expecting::Body { size, filled } } else { Expecting::Header { filled: 0 } };
                 Ok(filled == size)
             }
             Expecting::Nothing { left } => {
                 self.body.resize(left.min(STEP), 0);
-                let left = left - self.rights.receive(&self.socket, &mut self.body)?;
+                let left = left.saturating_sub(self.rights.receive(&self.socket, &mut self.body)?);
                 self.expecting = if left > 0 { Expecting::Nothing { left } } else { Expecting::Header { filled: 0 } };
                 Ok(false)
             }
@@ -189,7 +213,7 @@ impl Connection {
 
     /// Closes and forgets what belonged to the last message.
     fn forget_message(&mut self) {
-        self.rights.descriptors.clear();
+        self.rights.close();
         self.rights.lost = false;
         self.oversized = false;
         self.body.clear();
@@ -198,11 +222,12 @@ impl Connection {
 }
 
 /// The descriptors of the message in hand.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Rights {
     control: ControlBuffer,
     descriptors: Vec<OwnedFd>,
     lost: bool,
+    closer: Closer,
     #[cfg(test)]
     receives: u32,
 }
@@ -218,9 +243,16 @@ impl Rights {
             .map_err(ReceiveError::Socket)?;
         self.lost |= received.truncated || self.descriptors.len() > MAX_MESSAGE_DESCRIPTORS;
         if self.lost {
-            self.descriptors.clear();
+            self.close();
         }
         if received.size == 0 { Err(ReceiveError::Closed) } else { Ok(received.size) }
+    }
+
+    fn close(&mut self) {
+        // Most messages have none, and the capacity is given back, which 253 of one message may have taken.
+        if !self.descriptors.is_empty() {
+            self.closer.close(std::mem::take(&mut self.descriptors));
+        }
     }
 }
 
@@ -249,7 +281,7 @@ mod tests {
 
     fn pair() -> (Connection, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Connection::new(ours), theirs)
+        (Connection::new(ours, Closer::start().unwrap()), theirs)
     }
 
     fn receive(connection: &mut Connection) -> Progress {

@@ -33,7 +33,8 @@ impl DmaTable {
         }
         let (first, size) = (request.address.get(), request.size.get());
         let last = last_byte(first, size)?;
-        if (first | size) & (agreed.page_size - 1) != 0 {
+        // A page size is a power of two.
+        if (first | size) & agreed.page_size.wrapping_neg() != (first | size) {
             return Err(Refusal::invalid(format!(
                 "the DMA window {first:#x}+{size:#x} is not made of pages of {} bytes",
                 agreed.page_size

@@ -2,20 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, readlink};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::write;
 use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_TYPE_MASK, VFIO_IRQ_SET_ACTION_UNMASK,
     VFIO_IRQ_SET_DATA_BOOL, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_IRQ_SET_DATA_TYPE_MASK,
 };
 
+use super::alarm;
 use super::device::{Interrupts, Irq};
 use super::refusal::Refusal;
 use super::wire::IrqSet;
@@ -25,19 +25,23 @@ use super::wire::IrqSet;
 struct EventFd(OwnedFd);
 
 impl EventFd {
-    /// Takes a descriptor if it is an eventfd, and makes it non-blocking.
+    /// Refuses what is no eventfd: writing to it, asking whether it is ready, even `fstat` could block or have other effects.
     ///
-    /// What can block or have other effects when it is written to (a file, a pipe, a socket, a device) is refused: an
-    /// eventfd is an anonymous inode, and those alone have no file type. `O_NONBLOCK` changes the open file that
-    /// is shared with the client; VMMs create their eventfds with it.
-    fn new(descriptor: OwnedFd) -> Result<Self, Refusal> {
-        let unusable = |errno| Refusal::new(errno, format!("an interrupt's descriptor cannot be used: {errno}"));
-        let file_type = fstat(&descriptor).map_err(unusable)?.st_mode & SFlag::S_IFMT.bits();
-        if file_type != 0 {
-            return Err(Refusal::invalid(format!(
-                "an interrupt's descriptor is no eventfd (file type {file_type:#o})"
-            )));
+    /// Other anonymous inodes (an epoll instance may contain anything) look the same by their file type. So the kernel is
+    /// asked for the name, which nothing else can have: files have a path there, with a slash.
+    fn check(descriptor: &OwnedFd) -> Result<(), Refusal> {
+        let link = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+        let name = readlink(link.as_str()).map_err(unusable)?;
+        if name == "anon_inode:[eventfd]" {
+            return Ok(());
         }
+        // The name of a file is the client's to choose.
+        Err(Refusal::invalid(format!("an interrupt's descriptor is no eventfd but {name:.100?}")))
+    }
+
+    /// Takes a [checked](Self::check) descriptor and makes it non-blocking. `O_NONBLOCK` changes the open file that is shared
+    /// with the client; VMMs create their eventfds with it.
+    fn new(descriptor: OwnedFd) -> Result<Self, Refusal> {
         let flags = OFlag::from_bits_retain(fcntl(&descriptor, FcntlArg::F_GETFL).map_err(unusable)?);
         fcntl(&descriptor, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(unusable)?;
         Ok(Self(descriptor))
@@ -45,8 +49,8 @@ impl EventFd {
 
     /// Adds 1 to the counter. A counter that is full already says what has to be said.
     ///
-    /// The client could have taken `O_NONBLOCK` back, so it is asked first whether there is room. The time between is left
-    /// to a client that wants to stop its own device.
+    /// The client could have taken `O_NONBLOCK` back, so it is asked first whether there is room; and if the client fills
+    /// the counter in between, the call is interrupted (`EINTR`).
     fn signal(&self) -> Result<(), Errno> {
         let mut room = [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)];
         poll(&mut room, PollTimeout::ZERO)?;
@@ -54,7 +58,7 @@ impl EventFd {
         if !room.iter().any(|room| room.revents().is_some_and(|events| events.contains(PollFlags::POLLOUT))) {
             return Ok(());
         }
-        match write(&self.0, &1_u64.to_ne_bytes()) {
+        match alarm::limited(|| write(&self.0, &1_u64.to_ne_bytes())) {
             Ok(_) | Err(Errno::EAGAIN) => Ok(()),
             Err(errno) => Err(errno),
         }
@@ -88,6 +92,10 @@ impl Drop for UnmaskEventFd {
     }
 }
 
+fn unusable(errno: Errno) -> Refusal {
+    Refusal::new(errno, format!("an interrupt's descriptor cannot be used: {errno}"))
+}
+
 fn unwatchable(errno: Errno) -> Refusal {
     Refusal::new(errno, format!("an eventfd cannot be watched: {errno}"))
 }
@@ -118,10 +126,11 @@ struct Vector {
 }
 
 impl Vector {
-    /// Tells the client, if it wants to know.
-    fn signal(&self) {
+    /// Tells the client, if it wants to know. An eventfd for which the server had to wait gets no second chance.
+    fn signal(&mut self) {
         if let Some(Err(errno)) = self.trigger.as_ref().map(EventFd::signal) {
-            log::debug!("an interrupt cannot be signalled: {errno}");
+            log::warn!("an interrupt cannot be signalled and is given up: {errno}");
+            self.trigger = None;
         }
     }
 
@@ -254,7 +263,7 @@ impl Irqs {
             Action::Unmask => self.vectors.entry(id).or_default().unmask(),
             // A test of the way from the eventfd on: it neither heeds the mask nor sets it, as with Linux.
             Action::Trigger => {
-                if let Some(vector) = self.vectors.get(&id) {
+                if let Some(vector) = self.vectors.get_mut(&id) {
                     vector.signal();
                 }
             }
@@ -276,6 +285,7 @@ impl Irqs {
                 descriptors.len()
             )));
         }
+        descriptors.iter().try_for_each(EventFd::check)?;
         let eventfds = descriptors.drain(..).map(EventFd::new).collect::<Result<Vec<_>, _>>()?;
         let ids = vectors.map(|vector| VectorId { index, vector });
         match action {

@@ -13,8 +13,11 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, connect, getpeername,
     getsockname, getsockopt, listen, socket, sockopt,
 };
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::fchmod;
+use nix::unistd::Uid;
 use thiserror::Error;
+
+use super::rights::{AllowedUsers, SocketRights};
 
 /// Clients that may wait to be accepted; more than one is refused anyway.
 const BACKLOG: i32 = 16;
@@ -47,11 +50,29 @@ pub enum ListenerError {
     /// The descriptor cannot be looked at or prepared.
     #[error("descriptor {0} cannot be used; hand down a UNIX stream socket that listens or is connected")]
     BadDescriptor(i32, #[source] Errno),
+    /// The socket's group or mode cannot be what they are to be.
+    #[error(
+        "cannot give {} its group and mode: this user has to be a member of the group, and the folder has to be one in \
+         which nobody else can replace the socket",
+        path.display()
+    )]
+    Rights {
+        /// The socket's path.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The client that is there already is none of those that may be served.
+    #[error("the client that is connected already is refused: {0}. Allow its user, or connect as another")]
+    Stranger(String),
 }
 
 /// A source of clients.
 #[derive(Debug)]
-pub struct Listener(pub(super) Source);
+pub struct Listener {
+    pub(super) source: Source,
+    pub(super) allowed: AllowedUsers,
+}
 
 #[derive(Debug)]
 pub(super) enum Source {
@@ -69,6 +90,24 @@ pub(super) struct ListeningSocket {
 }
 
 impl Listener {
+    fn new(source: Source) -> Self {
+        Self { source, allowed: AllowedUsers::default() }
+    }
+
+    /// From now on only processes of these users are served; another is disconnected before anything is received from it.
+    ///
+    /// The kernel notes whose process it is when it connects (`SO_PEERCRED`).
+    ///
+    /// # Errors
+    /// [`ListenerError::Stranger`] if a client is there already and is a process of none of them.
+    pub fn allow_only(mut self, users: Vec<Uid>) -> Result<Self, ListenerError> {
+        self.allowed = AllowedUsers::Only(users);
+        if let Source::Connected(client) = &self.source {
+            self.allowed.admit(client).map_err(|stranger| ListenerError::Stranger(stranger.to_string()))?;
+        }
+        Ok(self)
+    }
+
     /// Listens on a new socket at `path`: [`SocketClaim::new`] and [`SocketClaim::listen`] in one.
     pub fn bind(path: &Path) -> Result<Self, ListenerError> {
         SocketClaim::new(path)?.listen()
@@ -93,10 +132,10 @@ impl Listener {
         let flags = OFlag::from_bits_retain(fcntl(&descriptor, FcntlArg::F_GETFL).map_err(bad)?);
         fcntl(&descriptor, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(bad)?;
         if getsockopt(&descriptor, sockopt::AcceptConn).map_err(bad)? {
-            return Ok(Self(Source::Listening(ListeningSocket { socket: descriptor.into(), _file: None })));
+            return Ok(Self::new(Source::Listening(ListeningSocket { socket: descriptor.into(), _file: None })));
         }
         match getpeername::<SockaddrStorage>(number) {
-            Ok(_) => Ok(Self(Source::Connected(descriptor.into()))),
+            Ok(_) => Ok(Self::new(Source::Connected(descriptor.into()))),
             Err(Errno::ENOTCONN) => Err(ListenerError::Descriptor(number, "it is neither")),
             Err(other) => Err(bad(other)),
         }
@@ -111,13 +150,19 @@ pub struct SocketClaim {
 }
 
 impl SocketClaim {
-    /// Makes a new socket at `path`, with mode 0600 (less the umask) from its first moment.
+    /// As [`with_rights`](Self::with_rights), for processes of this user.
+    pub fn new(path: &Path) -> Result<Self, ListenerError> {
+        Self::with_rights(path, &SocketRights::default())
+    }
+
+    /// Makes a new socket at `path`. At no moment are its rights wider than `rights`, and they are what they are to be
+    /// before anybody can connect.
     ///
     /// A socket on which nobody listens is replaced; anything else at `path` is left alone and an error. The file is
     /// removed when the claim, or the listener made of it, is dropped, if it is still this one. Two servers that replace
     /// the same abandoned socket in the same moment are not kept apart, nor is a claim from a server that comes before it
     /// listens.
-    pub fn new(path: &Path) -> Result<Self, ListenerError> {
+    pub fn with_rights(path: &Path, rights: &SocketRights) -> Result<Self, ListenerError> {
         let failed = |action| move |source| ListenerError::Path { action, path: path.into(), source };
         let address = UnixAddr::new(path).map_err(|errno| match errno {
             Errno::ENAMETOOLONG => ListenerError::PathTooLong(path.into()),
@@ -126,13 +171,16 @@ impl SocketClaim {
         remove_abandoned(path, &address)?;
 
         let socket = stream_socket().map_err(failed("create a socket for"))?;
-        // Before it is bound, the mode of the socket is what its file will be created with.
-        fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| failed("restrict")(errno.into()))?;
+        // Before it is bound, the mode of the socket is what its file will be created with, less the umask.
+        fchmod(&socket, rights.at_first()).map_err(|errno| failed("restrict")(errno.into()))?;
         bind(socket.as_raw_fd(), &address).map_err(|errno| match errno {
             Errno::EADDRINUSE => ListenerError::InUse(path.into()),
             other => failed("create")(other.into()),
         })?;
         let file = SocketFile::at(path).map_err(failed("look at"))?;
+        rights
+            .grant(path, |identity| identity == file.identity)
+            .map_err(|source| ListenerError::Rights { path: path.into(), source })?;
         Ok(Self { socket, file })
     }
 
@@ -144,7 +192,7 @@ impl SocketClaim {
             path: file.path.clone(),
             source: errno.into(),
         })?;
-        Ok(Listener(Source::Listening(ListeningSocket { socket: socket.into(), _file: Some(file) })))
+        Ok(Listener::new(Source::Listening(ListeningSocket { socket: socket.into(), _file: Some(file) })))
     }
 }
 
@@ -152,6 +200,11 @@ impl ListeningSocket {
     /// The next client, if one has come.
     pub(super) fn accept(&self) -> io::Result<UnixStream> {
         self.socket.accept().map(|(client, _)| client)
+    }
+
+    /// Removes the file, if it made one, and gives the socket to be closed.
+    pub(super) fn close(self) -> OwnedFd {
+        self.socket.into()
     }
 }
 
@@ -312,7 +365,7 @@ mod tests {
         let path = folder.path().join("s");
         let socket = UnixListener::bind(&path).unwrap();
         let listener = Listener::from_fd(socket.into()).unwrap();
-        assert!(matches!(listener.0, Source::Listening(_)));
+        assert!(matches!(listener.source, Source::Listening(_)));
         drop(listener);
         assert!(path.exists());
     }
@@ -321,7 +374,7 @@ mod tests {
     fn connected_descriptor_is_the_client() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let listener = Listener::from_fd(ours.into()).unwrap();
-        assert!(matches!(listener.0, Source::Connected(_)));
+        assert!(matches!(listener.source, Source::Connected(_)));
     }
 
     #[test]

@@ -4,10 +4,13 @@
 //! `connection` cuts the stream into messages and attributes the descriptors, `session` decides about one message and
 //! asks the [`Device`], `outbox` holds what is to be sent; `client` has one of each, and [`Server`] drives it from an
 //! event loop.
+// A number from outside never overflows unseen. Tests may calculate.
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 mod access;
+mod alarm;
 mod client;
-mod complaints;
+mod closer;
 mod connection;
 mod descriptors;
 mod device;
@@ -17,6 +20,7 @@ mod listener;
 mod outbox;
 mod refusal;
 mod region_info;
+mod rights;
 mod server;
 mod session;
 mod version;
@@ -26,4 +30,5 @@ pub use device::{
     Answer, Device, DeviceFailure, DeviceInfo, Interrupts, Irq, MappableArea, Mapping, Region, RegionFlags, Ticket,
 };
 pub use listener::{Listener, ListenerError, SocketClaim};
+pub use rights::SocketRights;
 pub use server::{DEVICE_TOKEN, Server, ServerError};

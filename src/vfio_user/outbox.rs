@@ -35,13 +35,13 @@ struct Unsent {
 impl Outbox {
     /// Adds a message of `header`, `fixed` and `data_size` zero bytes, and gives the latter to be filled.
     pub(super) fn push(&mut self, header: Header, fixed: &[u8], data_size: usize) -> &mut [u8] {
-        let size = HEADER_SIZE + fixed.len() + data_size;
+        let size = HEADER_SIZE.saturating_add(fixed.len()).saturating_add(data_size);
         // A reply is bounded by what its request may ask for, far below 4 GiB.
         let message_size = u32::try_from(size).unwrap_or(u32::MAX).into();
         self.bytes.extend_from_slice(Header { message_size, ..header }.as_bytes());
         self.bytes.extend_from_slice(fixed);
         let data = self.bytes.len();
-        self.bytes.resize(data + data_size, 0);
+        self.bytes.resize(data.saturating_add(data_size), 0);
         self.unsent.push_back(Unsent { end: self.bytes.len(), descriptor: None });
         self.bytes.get_mut(data..).unwrap_or_default()
     }
@@ -81,7 +81,7 @@ impl Outbox {
             let data = self.bytes.get(self.sent..*end).unwrap_or_default();
             match send(data, descriptor.as_ref().map(AsFd::as_fd)) {
                 Ok(count) => {
-                    self.sent += count;
+                    self.sent = self.sent.saturating_add(count);
                     *descriptor = None;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),

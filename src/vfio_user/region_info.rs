@@ -40,7 +40,7 @@ pub(super) fn region_info(
     });
 
     let capability = mapping.as_ref().map(sparse_mmap).unwrap_or_default();
-    let full_size = u32::try_from(size_of::<RegionInfo>() + capability.len()).unwrap_or(u32::MAX);
+    let full_size = u32::try_from(size_of::<RegionInfo>().saturating_add(capability.len())).unwrap_or(u32::MAX);
     let mut reply = RegionInfo {
         argsz: full_size.into(),
         flags: region.flags.bits().into(),

@@ -1,5 +1,6 @@
 //! The event loop: one client at a time, the device's own sources, signals.
 
+use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -15,8 +16,10 @@ use nix::sys::signalfd::SignalFd;
 use thiserror::Error;
 
 use super::client::{Client, Farewell, Waiting};
+use super::closer::Closer;
 use super::device::{Device, DeviceFailure};
 use super::listener::{Listener, ListeningSocket, Source};
+use super::rights::AllowedUsers;
 
 /// The first token that a device may register its sources with, in [`Server::registry`].
 pub const DEVICE_TOKEN: Token = Token(16);
@@ -29,7 +32,12 @@ const UNMASKS: Token = Token(3);
 /// Clients that are accepted, or refused, before the others have their turn.
 const ACCEPT_BUDGET: u32 = 16;
 
-/// How long accepting rests when the system has no descriptor or memory for it.
+/// How long a client that has not agreed on a version yet may keep another one waiting. QEMU negotiates as soon as it is
+/// connected, so this is much; and a client that says nothing does not keep the only place for ever. While nobody else
+/// waits, it may take its time: it might be stopped in a debugger.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long accepting rests when the system has no descriptor or memory for it, or too many descriptors are to be closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a server ended, other than as it should.
@@ -58,9 +66,12 @@ pub struct Server {
     levels: Epoll,
     /// `None` if the only client came with a descriptor, and once the server is about to end.
     listener: Option<ListeningSocket>,
+    allowed: AllowedUsers,
+    closer: Closer,
     client: Option<Watched>,
-    /// Has come while its predecessor was leaving.
+    /// Has come while its predecessor was leaving, or had not negotiated.
     successor: Option<UnixStream>,
+    handshake_limit: Duration,
     /// There may be clients to accept.
     arrivals: bool,
     /// Accepting has failed, and rests until then.
@@ -81,15 +92,18 @@ impl Server {
             poll,
             levels,
             listener: None,
+            allowed: listener.allowed,
+            closer: Closer::start()?,
             client: None,
             successor: None,
+            handshake_limit: HANDSHAKE_LIMIT,
             arrivals: true,
             paused_until: None,
             stopping: false,
             signalled: false,
             parent: None,
         };
-        match listener.0 {
+        match listener.source {
             Source::Listening(socket) => {
                 server.watch(socket.as_raw_fd(), LISTENER, Interest::READABLE)?;
                 server.listener = Some(socket);
@@ -103,6 +117,11 @@ impl Server {
     /// sent to all processes of a service or a container are its to act upon.
     pub fn obey_parent_only(&mut self) {
         self.parent = Some(parent_id());
+    }
+
+    /// How long a client may keep another waiting before it has negotiated, if not 5 seconds.
+    pub fn limit_handshake(&mut self, limit: Duration) {
+        self.handshake_limit = limit;
     }
 
     /// Where a device registers what it wants to be woken by, with tokens from [`DEVICE_TOKEN`] on.
@@ -158,6 +177,7 @@ impl Server {
                 device.wake();
             }
             self.serve_client(device, due);
+            self.settle_succession(device);
             self.accept();
         }
     }
@@ -167,7 +187,8 @@ impl Server {
         if self.may_accept() {
             return Some(Duration::ZERO);
         }
-        let next = [device.deadline(), self.paused_until].into_iter().flatten().min()?;
+        let handshake = self.successor.as_ref().and(self.handshake_deadline());
+        let next = [device.deadline(), self.paused_until, handshake].into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
@@ -202,11 +223,15 @@ impl Server {
     /// Lets go of client and listener, and has the device finish.
     fn stop(&mut self, device: &mut dyn Device) {
         self.stopping = true;
-        self.successor = None;
+        if let Some(successor) = self.successor.take() {
+            self.closer.hang_up(successor);
+        }
         self.paused_until = None;
         self.disconnect(device);
         if let Some(listener) = self.listener.take() {
             self.unwatch(listener.as_raw_fd());
+            // Whatever those have sent who were not accepted goes with it.
+            self.closer.close([listener.close()]);
         }
         device.stop();
     }
@@ -216,6 +241,27 @@ impl Server {
         let Some(watched) = &mut self.client else { return };
         if let Err(reason) = watched.serve(device, due).and_then(|()| Ok(watched.watch(&self.levels)?)) {
             log::info!("{reason}");
+            self.disconnect(device);
+        }
+    }
+
+    /// When the client must have negotiated, if it has not and another waits.
+    fn handshake_deadline(&self) -> Option<Instant> {
+        let Watched { client, since, .. } = self.client.as_ref()?;
+        if client.has_negotiated() { None } else { since.checked_add(self.handshake_limit) }
+    }
+
+    /// Decides between the client and one that waits for its place.
+    fn settle_succession(&mut self, device: &mut dyn Device) {
+        let Some(Watched { client, .. }) = self.client.as_ref().filter(|_| self.successor.is_some()) else { return };
+        if client.has_negotiated() {
+            if !client.is_leaving() {
+                if let Some(refused) = self.successor.take() {
+                    self.refuse(refused);
+                }
+            }
+        } else if self.handshake_deadline().is_some_and(|deadline| deadline <= Instant::now()) {
+            log::warn!("the client is disconnected: it has not negotiated, and another waits");
             self.disconnect(device);
         }
     }
@@ -232,20 +278,39 @@ impl Server {
                 return;
             }
             let Some(listener) = &self.listener else { return };
+            if !self.closer.has_room_now() {
+                return self.pause_accepting(&"descriptors of earlier ones are still being closed");
+            }
             let arrival = listener.accept();
             if arrival.is_ok() {
                 self.paused_until = None;
             }
-            match (arrival, &mut self.client) {
-                (Ok(socket), None) => self.welcome(socket),
-                // It is left to read what its predecessor has sent, and perhaps to notice that it is gone.
-                (Ok(socket), Some(watched)) if watched.client.is_leaving() => self.successor = Some(socket),
-                (Ok(_refused), Some(Watched { client, .. })) => {
-                    client.complaints.warn(format_args!("a second client is refused: this server has one at a time"));
-                }
-                (Err(error), _) => self.note_accept_error(&error),
+            match arrival {
+                Ok(socket) => self.receive_arrival(socket),
+                Err(error) => self.note_accept_error(&error),
             }
         }
+    }
+
+    fn receive_arrival(&mut self, socket: UnixStream) {
+        if let Err(stranger) = self.allowed.admit(&socket) {
+            self.closer.hang_up(socket);
+            return log::warn!("a client is refused: {stranger}");
+        }
+        match &self.client {
+            None => self.welcome(socket),
+            // What its predecessor has sent is left to read, and perhaps to notice that it is gone; or it may yet prove to
+            // be none.
+            Some(Watched { client, .. }) if client.is_leaving() || !client.has_negotiated() => {
+                self.successor = Some(socket);
+            }
+            Some(_) => self.refuse(socket),
+        }
+    }
+
+    fn refuse(&self, socket: UnixStream) {
+        self.closer.hang_up(socket);
+        log::warn!("a second client is refused: this server has one at a time");
     }
 
     /// Whether there may be somebody who can be served or refused.
@@ -269,17 +334,19 @@ impl Server {
                 self.paused_until = None;
             }
             io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
-            _ => {
-                if self.paused_until.is_none() {
-                    log::warn!("clients cannot be accepted now: {error}");
-                }
-                self.paused_until = Instant::now().checked_add(ACCEPT_PAUSE);
-            }
+            _ => self.pause_accepting(error),
         }
     }
 
+    fn pause_accepting(&mut self, reason: &dyn Display) {
+        if self.paused_until.is_none() {
+            log::warn!("clients cannot be accepted now: {reason}");
+        }
+        self.paused_until = Instant::now().checked_add(ACCEPT_PAUSE);
+    }
+
     fn adopt(&mut self, socket: UnixStream) -> io::Result<()> {
-        let watched = Watched::new(Client::new(socket), &self.levels)?;
+        let watched = Watched::new(Client::new(socket, self.closer.clone()), &self.levels)?;
         log::info!("a client has connected");
         self.client = Some(watched);
         Ok(())
@@ -323,13 +390,14 @@ struct Watched {
     client: Client,
     waiting: Waiting,
     unmasks: bool,
+    since: Instant,
 }
 
 impl Watched {
     fn new(client: Client, levels: &Epoll) -> Result<Self, Errno> {
         let waiting = client.waiting();
         levels.add(client.socket(), event(waiting))?;
-        Ok(Self { client, waiting, unmasks: false })
+        Ok(Self { client, waiting, unmasks: false, since: Instant::now() })
     }
 
     fn serve(&mut self, device: &mut dyn Device, due: Due) -> Result<(), Farewell> {

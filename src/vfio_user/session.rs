@@ -10,7 +10,6 @@ use vfio_bindings::bindings::vfio::{
 use zerocopy::IntoBytes;
 
 use super::access::{self, HeldAccesses, Operation};
-use super::complaints::Complaints;
 use super::connection::Message;
 use super::device::Device;
 use super::dma::DmaTable;
@@ -33,6 +32,15 @@ pub(super) enum Next {
 }
 
 /// What the server knows of the client it serves.
+///
+/// What a client can make the server keep at one time, connection and outbox included, is less than 8 MiB:
+/// - the body of a message: 1 MiB and a header ([`MAX_BODY_SIZE`]); 2 MiB as its buffer grows, by what has arrived;
+/// - replies: one of 1 MiB ([`super::wire::MAX_DATA_XFER_SIZE`]), 2 MiB as the buffer grows, and 16 held ones of 4 KiB. No
+///   message is received while any is unsent;
+/// - DMA windows: 65535 of 16 bytes in a B-tree, 3 MiB;
+/// - interrupts: two eventfds and some words for each vector that the device has;
+/// - the JSON of `VERSION` for a moment: 4 KiB as text, 0.5 MiB as a tree;
+/// - descriptors for a moment: 253 of the message in hand, and 256 that are being closed ([`super::closer`]).
 #[derive(Debug, Default)]
 pub(super) struct Session {
     /// `None` before a successful `VERSION`.
@@ -40,25 +48,23 @@ pub(super) struct Session {
     irqs: Irqs,
     dma: DmaTable,
     held: HeldAccesses,
-    complaints: Complaints,
 }
 
 impl Session {
-    /// Serves one message. Of its descriptors those that nobody needs are closed.
+    /// Serves one message. Of its descriptors those that nobody needs stay where they are.
     pub(super) fn handle(&mut self, message: Message<'_>, device: &mut dyn Device, outbox: &mut Outbox) -> Next {
         let Message { header, body, descriptors, descriptors_lost } = message;
         let served = match header.message_type() {
             MessageType::Command => Self::admit(body, descriptors_lost)
                 .and_then(|body| self.dispatch(&Request { header, body }, descriptors, device, outbox)),
             MessageType::Reply => {
-                self.complaints.warn(format_args!("the client replies to a command that it was never sent; ignored"));
+                log::warn!("the client replies to a command that it was never sent; ignored");
                 Ok(())
             }
             MessageType::Unknown(kind) => Err(Refusal::invalid(format!("a message has the unknown type {kind}"))),
         };
-        descriptors.clear();
         if let Err(refusal) = served {
-            self.complaints.warn(format_args!("command {} of the client is refused: {refusal}", header.command));
+            log::warn!("command {} of the client is refused: {refusal}", header.command);
             if !header.no_reply() {
                 outbox.push(header.error_reply(refusal.errno), &[], 0);
             }
@@ -76,6 +82,10 @@ impl Session {
         if self.agreed.is_some() {
             device.interrupts(&mut self.irqs);
         }
+    }
+
+    pub(super) fn has_negotiated(&self) -> bool {
+        self.agreed.is_some()
     }
 
     /// What becomes readable when [`unmask`](Self::unmask) has something to do; `None` as long as the client has not asked

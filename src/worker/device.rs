@@ -87,6 +87,10 @@ impl DeviceTpm {
 }
 
 impl HeldTpm for DeviceTpm {
+    fn set_profile(&mut self, _profile: &str) -> Result<(), String> {
+        Err("a TPM of the host has its profile from its maker".to_owned())
+    }
+
     /// Nothing can reset the chip alone. A response that a worker before this one did not fetch is thrown away; behind a
     /// resource manager, so is what the guest has loaded.
     fn initialize(&mut self) -> Result<(), String> {

@@ -3,6 +3,8 @@
 //! A frame is an 8-byte header - kind, locality or flags, two zero bytes, sequence number (native-endian u32) - and a
 //! payload. Both sides are the same program on the same machine, and yet a worker that was taken over may send
 //! anything: a frame that is not exactly as described here is an error, never a guess.
+// A number from outside never overflows unseen. Tests may calculate.
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -29,6 +31,7 @@ const EXECUTE: u8 = 0x03;
 const RESET_ESTABLISHED: u8 = 0x04;
 const TERMINATE: u8 = 0x05;
 const START_DEVICE: u8 = 0x06;
+const INITIALIZE_PROFILE: u8 = 0x07;
 const DONE: u8 = 0x81;
 const RESPONSE: u8 = 0x82;
 const FAILED: u8 = 0x83;
@@ -54,6 +57,8 @@ pub enum Request<'a> {
     StartDevice(DeviceProperties),
     /// `_TPM_Init`: power off, if on, and on again. Answered by [`Reply::Done`].
     Initialize,
+    /// As [`Initialize`](Self::Initialize); a TPM that is made by it gets this profile, a text of libtpms.
+    InitializeProfile(&'a str),
     /// Run a command at a locality. Answered by [`Reply::Response`].
     Execute(Locality, &'a [u8]),
     /// Clear `tpmEstablished` from a locality. Answered by [`Reply::Done`].
@@ -106,6 +111,7 @@ impl<'a> Request<'a> {
                 (START_DEVICE, version_number(version), &size)
             }
             Self::Initialize => (INITIALIZE, 0, &[]),
+            Self::InitializeProfile(profile) => (INITIALIZE_PROFILE, 0, profile.as_bytes()),
             Self::Execute(locality, command) => (EXECUTE, locality.number(), command),
             Self::ResetEstablished(locality) => (RESET_ESTABLISHED, locality.number(), &[]),
             Self::Terminate => (TERMINATE, 0, &[]),
@@ -129,6 +135,7 @@ impl<'a> Request<'a> {
             },
             (START_DEVICE, false) => DeviceProperties::decode(header.detail, payload).map(Self::StartDevice),
             (INITIALIZE, true) => Some(Self::Initialize),
+            (INITIALIZE_PROFILE, false) => std::str::from_utf8(payload).ok().map(Self::InitializeProfile),
             (EXECUTE, false) => locality().map(|locality| Self::Execute(locality, payload)),
             (RESET_ESTABLISHED, true) => locality().map(Self::ResetEstablished),
             (TERMINATE, true) => Some(Self::Terminate),
@@ -198,6 +205,7 @@ impl fmt::Debug for Request<'_> {
             }
             Self::StartDevice(properties) => f.debug_tuple("StartDevice").field(properties).finish(),
             Self::Initialize => f.write_str("Initialize"),
+            Self::InitializeProfile(profile) => f.debug_tuple("InitializeProfile").field(profile).finish(),
             Self::Execute(locality, command) => write!(f, "Execute({locality}, {} bytes)", command.len()),
             Self::ResetEstablished(locality) => write!(f, "ResetEstablished({locality})"),
             Self::Terminate => f.write_str("Terminate"),
@@ -302,6 +310,7 @@ mod tests {
             Request::Start(TpmVersion::V2_0, Some(&[0x5a; MASTER_SIZE])),
             Request::StartDevice(DeviceProperties { version: TpmVersion::V1_2, command_size: 1024 }),
             Request::Initialize,
+            Request::InitializeProfile("{\"Name\":\"default-v1\"}"),
             Request::Execute(Locality::FOUR, &[7; BUFFER_SIZE]),
             Request::ResetEstablished(Locality::ZERO),
             Request::Terminate,

@@ -88,6 +88,24 @@ impl Tpm {
 }
 
 impl HeldTpm for Tpm {
+    #[cfg(libtpms_profiles)]
+    fn set_profile(&mut self, profile: &str) -> Result<(), String> {
+        let profile = std::ffi::CString::new(profile).map_err(|_| "the profile holds a zero byte".to_owned())?;
+        self.terminate();
+        // SAFETY: the library copies the C string; no TPM runs.
+        let result = unsafe { ffi::TPMLIB_SetProfile(profile.as_ptr()) };
+        check(result).map_err(|code| {
+            format!(
+                "libtpms does not accept the profile (error {code:#x}): its name or something in it is not known to it"
+            )
+        })
+    }
+
+    #[cfg(not(libtpms_profiles))]
+    fn set_profile(&mut self, _profile: &str) -> Result<(), String> {
+        Err(super::profile::ProfileError::Unsupported.to_string())
+    }
+
     /// `_TPM_Init`: ends the TPM, if it runs, and starts it from its stored state, or manufactures a new one if there
     /// is none.
     ///

@@ -10,6 +10,7 @@
 //! - `libtpms`: the library behind a safe face.
 //! - `device`: a TPM of the host, opened by the server.
 //! - `nvram`: where the library's blobs go.
+//! - [`profile`]: what a new TPM is to have of what libtpms can do.
 //! - `cancel`: a thread that cancels a running command.
 
 mod cancel;
@@ -18,6 +19,7 @@ pub mod frame;
 mod libtpms;
 mod nvram;
 mod process;
+pub mod profile;
 
 pub(crate) use device::open_path_descriptor;
 pub use process::{WorkerError, run};

@@ -46,6 +46,13 @@ pub(super) trait HeldTpm {
     /// What stopped it, for the log.
     fn initialize(&mut self) -> Result<(), String>;
 
+    /// Chooses the profile of a TPM that the next [`initialize`](Self::initialize) makes. A TPM that is already there keeps
+    /// its own.
+    ///
+    /// # Errors
+    /// Why there can be none, for the user.
+    fn set_profile(&mut self, profile: &str) -> Result<(), String>;
+
     /// Ends the TPM without a word to it, as when power is cut.
     fn terminate(&mut self);
 
@@ -100,6 +107,10 @@ fn answer<'a>(tpm: &mut dyn HeldTpm, request: Request<'_>, response: &'a mut Vec
     match request {
         Request::Start(..) | Request::StartDevice(_) => return Err("START came twice".to_owned()),
         Request::Initialize => tpm.initialize()?,
+        Request::InitializeProfile(profile) => {
+            tpm.set_profile(profile)?;
+            tpm.initialize()?;
+        }
         Request::Execute(locality, command) => {
             tpm.process(locality, command, response)?;
             return Ok(Reply::Response(response));

@@ -148,19 +148,26 @@ impl Server {
         self.process.output()
     }
 
+    /// The process that starts the one in which the TPM runs.
+    pub(crate) fn spawner(&self) -> Option<Pid> {
+        children(self.process.pid()).into_iter().next()
+    }
+
+    /// The process in which the TPM runs, as soon as there is one.
+    #[track_caller]
+    pub(crate) fn running_engine(&self) -> Pid {
+        until(DEADLINE, || self.engine()).expect("the server has an engine process")
+    }
+
     /// The process in which the TPM runs; `None` while there is none.
     pub(crate) fn engine(&self) -> Option<Pid> {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.pid())).ok()?;
-        tasks
-            .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok())
-            .find_map(|children| children.split_whitespace().next()?.parse().ok())
-            .map(Pid::from_raw)
+        children(self.spawner()?).into_iter().next()
     }
 
     /// Kills the process in which the TPM runs, as a crash would.
     #[track_caller]
     pub(crate) fn kill_engine(&self) {
-        let engine = self.engine().expect("the server has an engine process");
+        let engine = self.running_engine();
         signal::kill(engine, Signal::SIGKILL).expect("the engine can be killed");
         let gone = until(DEADLINE, || (self.engine() != Some(engine)).then_some(()));
         assert!(gone.is_some(), "the server does not wait for its dead engine");
@@ -221,4 +228,14 @@ fn is_listening(socket: &Path) -> bool {
         let fields: Vec<&str> = line.split_whitespace().collect();
         fields.get(3) == Some(&ACCEPTCON) && fields.get(7).is_some_and(|path| Path::new(path) == socket)
     })
+}
+
+fn children(of: Pid) -> Vec<Pid> {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{of}/task")) else { return Vec::new() };
+    let children = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());
+    children
+        .flat_map(|pids| {
+            pids.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect::<Vec<_>>()
+        })
+        .collect()
 }

@@ -1,9 +1,12 @@
 //! `state`: looking at stored state, checking and moving it. One file a command.
 
 mod anchor;
+mod certificate_args;
+mod clone;
 mod export;
 mod exported;
 mod import;
+mod init;
 mod rekey;
 mod show;
 mod swtpm;
@@ -16,6 +19,7 @@ use clap::{Args, Subcommand};
 use log::LevelFilter;
 
 use super::start_log;
+use crate::manufacture::certificate::Certifier;
 use crate::state::{StateError, StateFolder};
 
 /// Look at a TPM's stored state, check it, move it
@@ -29,6 +33,8 @@ pub(super) struct StateArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Init(init::InitArgs),
+    Clone(clone::CloneArgs),
     Show(show::ShowArgs),
     Verify(verify::VerifyArgs),
     Export(export::ExportArgs),
@@ -55,6 +61,8 @@ impl FolderArgs {
 pub(super) fn run(args: StateArgs) -> anyhow::Result<ExitCode> {
     start_log(LevelFilter::Info);
     match args.command {
+        Command::Init(args) => init::run(args),
+        Command::Clone(args) => clone::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Export(args) => export::run(&args),
@@ -62,4 +70,12 @@ pub(super) fn run(args: StateArgs) -> anyhow::Result<ExitCode> {
         Command::Rekey(args) => rekey::run(&args),
         Command::Anchor(args) => anchor::run(&args),
     }
+}
+
+/// Who has issued a TPM's certificates, for people.
+fn issuer(certifier: Option<&Certifier>) -> String {
+    certifier.map_or_else(
+        || "without certificates".to_owned(),
+        |certifier| format!("its certificates issued by {}", certifier.authority.name()),
+    )
 }

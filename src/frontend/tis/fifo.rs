@@ -125,7 +125,7 @@ impl Fifo {
     pub(super) fn take(&mut self) -> u8 {
         let State::Completion { offset } = &mut self.state else { return 0xff };
         let Some(&byte) = self.buffer.get(*offset) else { return 0xff };
-        *offset += 1;
+        *offset = offset.saturating_add(1);
         byte
     }
 

@@ -79,7 +79,7 @@ impl Bench {
     fn new() -> Self {
         let (ours, other) = UnixStream::pair().unwrap();
         other.set_nonblocking(true).unwrap();
-        Self { client: Client::new(ours), other, replies: Vec::new() }
+        Self { client: Client::new(ours, Closer::start().unwrap()), other, replies: Vec::new() }
     }
 
     /// Serves until there is nothing to do, as the event loop would.

@@ -1,4 +1,4 @@
-use std::io::Read;
+use std::fs::File;
 use std::os::unix::net::UnixStream;
 
 use super::*;
@@ -285,7 +285,7 @@ fn message_too_large_or_with_lost_descriptors_is_refused() {
 }
 
 #[test]
-fn descriptors_that_nobody_takes_are_closed() {
+fn descriptors_that_nobody_takes_are_left() {
     let mut bench = Bench::new();
     let dma_map = [words(&[32, 3, 0, 0, 0x1000, 0, 0x1000, 0])].concat();
     for (command, flags, body) in [
@@ -296,10 +296,9 @@ fn descriptors_that_nobody_takes_are_closed() {
         (GET_INFO, 1, vec![]),
         (GET_INFO, 7, vec![]),
     ] {
-        let (mut kept, given) = UnixStream::pair().unwrap();
-        let mut descriptors = vec![given.into()];
+        let mut descriptors = vec![File::open("/dev/null").unwrap().into()];
         assert_eq!(bench.hand(command, flags, Some(&body), &mut descriptors, false), Next::Continue);
-        assert_eq!(kept.read(&mut [0]).unwrap(), 0, "{command} {flags}");
+        assert_eq!(descriptors.len(), 1, "{command} {flags}");
     }
     assert_eq!(bench.replies().first().unwrap().error, 0);
 }
@@ -544,7 +543,6 @@ mod properties {
                     (0..descriptors).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect();
                 let flags = if no_reply { NO_REPLY } else { 0 };
                 prop_assert_eq!(bench.hand(command, flags, Some(&body), &mut descriptors, false), Next::Continue);
-                prop_assert!(descriptors.is_empty());
                 if !no_reply {
                     expected.push((bench.next_id, command));
                 }

@@ -1,0 +1,193 @@
+//! The PCR banks of a TPM 2.0.
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+use super::ManufactureError;
+use super::tpm2::{EMPTY_PASSWORD, TPM_RH_PLATFORM, TPM_ST_NO_SESSIONS, TPM_ST_SESSIONS};
+use super::wire::{Command, Transport};
+
+const TPM_CC_PCR_ALLOCATE: u32 = 0x12b;
+const TPM_CC_GET_CAPABILITY: u32 = 0x17a;
+const TPM_CAP_PCRS: u32 = 5;
+/// Most banks that a TPM is believed to have; there are not as many hash algorithms.
+const MAX_BANKS: u32 = 16;
+/// Bytes in the bit map of PCRs 0 to 23.
+const SELECT_SIZE: u8 = 3;
+
+/// A PCR bank, by its hash algorithm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PcrBank(u16);
+
+/// Algorithm identifiers of the TCG Algorithm Registry, and their names in tpm2-tools.
+const NAMES: [(u16, &str); 8] = [
+    (0x0004, "sha1"),
+    (0x000b, "sha256"),
+    (0x000c, "sha384"),
+    (0x000d, "sha512"),
+    (0x0012, "sm3_256"),
+    (0x0027, "sha3_256"),
+    (0x0028, "sha3_384"),
+    (0x0029, "sha3_512"),
+];
+
+impl fmt::Display for PcrBank {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match NAMES.iter().find(|(algorithm, _)| *algorithm == self.0) {
+            Some((_, name)) => f.write_str(name),
+            None => write!(f, "{:#06x}", self.0),
+        }
+    }
+}
+
+/// Not the name of a PCR bank.
+#[derive(Debug, Error)]
+#[error("\"{0}\" is no PCR bank: expected some of sha1, sha256, sha384, sha512, sm3_256, sha3_256, sha3_384, sha3_512")]
+pub struct BankNameError(String);
+
+impl FromStr for PcrBank {
+    type Err = BankNameError;
+
+    fn from_str(name: &str) -> Result<Self, BankNameError> {
+        let known = NAMES.iter().find(|(_, known)| *known == name);
+        known.map(|(algorithm, _)| Self(*algorithm)).ok_or_else(|| BankNameError(name.to_owned()))
+    }
+}
+
+/// Which of the banks that a TPM knows are in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Allocation(Vec<(PcrBank, bool)>);
+
+impl Allocation {
+    fn of(tpm: &mut dyn Transport) -> Result<Self, ManufactureError> {
+        let response = Command::new("TPM2_GetCapability(PCRS)", TPM_ST_NO_SESSIONS, TPM_CC_GET_CAPABILITY)
+            .u32(TPM_CAP_PCRS)
+            .u32(0)
+            .u32(1)
+            .run(tpm)?;
+        response.read(|reader| {
+            let (_more, capability, count) = (reader.u8()?, reader.u32()?, reader.u32()?);
+            if capability != TPM_CAP_PCRS || count > MAX_BANKS {
+                return None;
+            }
+            let bank = |_| {
+                let bank = PcrBank(reader.u16()?);
+                let size = reader.u8()?;
+                let select = reader.bytes(size.into())?;
+                Some((bank, select.iter().any(|byte| *byte != 0)))
+            };
+            (0..count).map(bank).collect::<Option<_>>().map(Self)
+        })
+    }
+
+    fn is_exactly(&self, wanted: &[PcrBank]) -> bool {
+        self.0.iter().all(|(bank, used)| *used == wanted.contains(bank))
+    }
+}
+
+/// Gives the TPM exactly the banks `wanted`. Returns whether it has to be started anew for that.
+///
+/// # Errors
+/// [`ManufactureError::NoBank`], [`ManufactureError::Allocation`], and what stops a command.
+pub(super) fn allocate(tpm: &mut dyn Transport, wanted: &[PcrBank]) -> Result<bool, ManufactureError> {
+    let there = Allocation::of(tpm)?;
+    let list =
+        |banks: &mut dyn Iterator<Item = PcrBank>| banks.map(|bank| bank.to_string()).collect::<Vec<_>>().join(", ");
+    if let Some(missing) = wanted.iter().find(|bank| there.0.iter().all(|(known, _)| known != *bank)) {
+        return Err(ManufactureError::NoBank {
+            wanted: *missing,
+            there: list(&mut there.0.iter().map(|(bank, _)| *bank)),
+        });
+    }
+    if there.is_exactly(wanted) {
+        return Ok(false);
+    }
+    let count = u32::try_from(there.0.len()).unwrap_or(MAX_BANKS);
+    let command = Command::new("TPM2_PCR_Allocate", TPM_ST_SESSIONS, TPM_CC_PCR_ALLOCATE)
+        .u32(TPM_RH_PLATFORM)
+        .bytes(&EMPTY_PASSWORD)
+        .u32(count);
+    let command = there.0.iter().fold(command, |command, (bank, _)| {
+        let all: u8 = if wanted.contains(bank) { 0xff } else { 0 };
+        command.u16(bank.0).u8(SELECT_SIZE).bytes(&[all; 3])
+    });
+    // parameterSize, allocationSuccess, and how much room it takes and has.
+    let (_size, success) = command.run(tpm)?.read(|reader| Some((reader.u32()?, reader.u8()?)))?;
+    if success != 1 {
+        return Err(ManufactureError::Allocation(list(&mut wanted.iter().copied())));
+    }
+    Ok(true)
+}
+
+/// Makes sure that the TPM has exactly the banks `wanted`.
+///
+/// # Errors
+/// [`ManufactureError::Allocation`] if not.
+pub(super) fn check(tpm: &mut dyn Transport, wanted: &[PcrBank]) -> Result<(), ManufactureError> {
+    if Allocation::of(tpm)?.is_exactly(wanted) {
+        return Ok(());
+    }
+    let list: Vec<_> = wanted.iter().map(ToString::to_string).collect();
+    Err(ManufactureError::Allocation(list.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::BackendError;
+
+    struct Canned(Vec<u8>);
+
+    impl Transport for Canned {
+        fn run(&mut self, _: &[u8]) -> Result<&[u8], BackendError> {
+            Ok(&self.0)
+        }
+
+        fn reset(&mut self) -> Result<(), BackendError> {
+            Ok(())
+        }
+    }
+
+    fn capability(count: u32, banks: &[u8]) -> Canned {
+        let mut response = vec![0x80, 1];
+        response.extend(u32::try_from(19 + banks.len()).unwrap().to_be_bytes());
+        response.extend([0, 0, 0, 0, 0, 0, 0, 0, 5]);
+        response.extend(count.to_be_bytes());
+        response.extend(banks);
+        Canned(response)
+    }
+
+    fn banks(names: &str) -> Vec<PcrBank> {
+        names.split(',').map(|name| name.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_bank_is_shown_as_it_is_named() {
+        for (_, name) in NAMES {
+            assert_eq!(name.parse::<PcrBank>().unwrap().to_string(), name);
+        }
+        assert!("md5".parse::<PcrBank>().unwrap_err().to_string().contains("sha256"));
+    }
+
+    #[test]
+    fn banks_that_are_as_wanted_need_no_restart() {
+        let mut tpm = capability(2, &[0, 4, 3, 0, 0, 0, 0, 0x0b, 3, 0xff, 0xff, 0xff]);
+        assert!(!allocate(&mut tpm, &banks("sha256")).unwrap());
+        assert!(check(&mut tpm, &banks("sha1")).is_err());
+    }
+
+    #[test]
+    fn a_bank_that_the_tpm_lacks_is_named_with_those_it_has() {
+        let mut tpm = capability(2, &[0, 4, 3, 0, 0, 0, 0, 0x0b, 3, 0xff, 0xff, 0xff]);
+        let error = allocate(&mut tpm, &banks("sha256,sha3_256")).unwrap_err().to_string();
+        assert!(error.contains("no PCR bank sha3_256") && error.contains("sha1, sha256"), "{error}");
+    }
+
+    #[test]
+    fn a_tpm_with_endless_banks_is_not_believed() {
+        assert!(Allocation::of(&mut capability(u32::MAX, &[])).is_err());
+        assert!(Allocation::of(&mut capability(1, &[0, 4, 200, 0])).is_err());
+    }
+}
