@@ -2,7 +2,7 @@
 //! devices; in between, it plays the clients.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::raise;
@@ -17,8 +17,8 @@ use super::{END, Other, descriptor, messages};
 
 /// Clients at one time.
 const PEERS: usize = 4;
-/// Steps after the last of the clients' in which a server has to have ended. It takes one message at a time.
-const PATIENCE: u32 = 200_000;
+/// Within this, after the last step of the clients, a server has ended on any machine.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// The largest access.
 const MAX_ACCESS: usize = 1 << 20;
 
@@ -33,7 +33,8 @@ pub struct Driven<'a, D, O> {
     next_id: u16,
     /// Copies of eventfds that were sent, to be signalled.
     events: Vec<OwnedFd>,
-    patience: u32,
+    /// When the server has to have ended, once its clients have said everything.
+    end: Option<Instant>,
     life: Life,
     /// The server was told to end before its clients had said everything.
     cut_short: bool,
@@ -65,7 +66,7 @@ impl<'a, D: Device, O: Other> Driven<'a, D, O> {
             in_order,
             next_id: 0,
             events: vec![],
-            patience: PATIENCE,
+            end: None,
             life: Life::Alone,
             cut_short: false,
         }
@@ -218,7 +219,8 @@ impl<'a, D: Device, O: Other> Driven<'a, D, O> {
     /// Everybody sends what is left and leaves; then the server has to end.
     fn finish(&mut self) {
         self.other.finish();
-        self.patience = self.patience.checked_sub(1).expect("the server does not end");
+        let now = Instant::now();
+        assert!(now < *self.end.get_or_insert(now + PATIENCE), "the server does not end");
         for peer in &mut self.peers {
             peer.reads = true;
             if peer.has_sent() {
