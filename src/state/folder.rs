@@ -13,6 +13,7 @@ use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, getpid, test_kill_process};
 
 use super::file::{self, Identity, Label};
 use super::{Anchor, Blob, Contents, Key, StateError, StateFile, every_blob};
@@ -350,8 +351,9 @@ fn create(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes the lock, or gives `WOULDBLOCK`. A server that was killed leaves it to a worker that is about to end as well: that
-/// is waited for, so that a service manager can start the next one at once.
+/// Takes the lock, or gives `WOULDBLOCK`. A server that was killed leaves it to a worker that is about to end as well, and a
+/// process that is just being started has a copy of whatever its starter has: both are waited for, so that a service manager
+/// can start the next server at once.
 fn take(lock: &mut File) -> Result<(), rustix::io::Errno> {
     let end = Instant::now().checked_add(LINGERING);
     loop {
@@ -364,10 +366,10 @@ fn take(lock: &mut File) -> Result<(), rustix::io::Errno> {
     }
 }
 
-/// Whether the process that a lock file names is none that runs.
+/// Whether the process that a lock file names is none that runs, or this one.
 fn holder_is_gone(lock: &mut File) -> bool {
-    let holder = holder_of(lock).parse::<i32>().ok().and_then(rustix::process::Pid::from_raw);
-    holder.is_some_and(|holder| rustix::process::test_kill_process(holder) == Err(rustix::io::Errno::SRCH))
+    let holder = holder_of(lock).parse().ok().and_then(Pid::from_raw);
+    holder.is_some_and(|holder| holder == getpid() || test_kill_process(holder) == Err(rustix::io::Errno::SRCH))
 }
 
 /// What a lock file says of the process that holds it; untrusted, so bounded and checked.
