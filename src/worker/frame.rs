@@ -139,11 +139,13 @@ impl<'a> Request<'a> {
             (START_DEVICE, false) => {
                 DeviceProperties::decode(header.detail, payload).map(|properties| Self::StartDevice(Some(properties)))
             }
-            (INITIALIZE, true) => Some(Self::Initialize),
-            (INITIALIZE_PROFILE, false) => std::str::from_utf8(payload).ok().map(Self::InitializeProfile),
+            (INITIALIZE, true) if header.detail == 0 => Some(Self::Initialize),
+            (INITIALIZE_PROFILE, false) if header.detail == 0 => {
+                std::str::from_utf8(payload).ok().map(Self::InitializeProfile)
+            }
             (EXECUTE, false) => locality().map(|locality| Self::Execute(locality, payload)),
             (RESET_ESTABLISHED, true) => locality().map(Self::ResetEstablished),
-            (TERMINATE, true) => Some(Self::Terminate),
+            (TERMINATE, true) if header.detail == 0 => Some(Self::Terminate),
             _ => None,
         };
         Ok((header.sequence, request.ok_or_else(error)?))
@@ -359,6 +361,16 @@ mod tests {
     fn a_key_is_never_printed() {
         let request = Request::Start(TpmVersion::V2_0, Some(&[0x5a; MASTER_SIZE]));
         assert_eq!(format!("{request:?}"), "Start(2.0, sealed)");
+    }
+
+    #[test]
+    fn a_request_without_a_detail_has_none() {
+        for request in [Request::Initialize, Request::InitializeProfile("{}"), Request::Terminate] {
+            let mut frame = Vec::new();
+            request.encode(1, &mut frame);
+            frame[1] = 1;
+            assert!(Request::decode(&frame).is_err(), "{request:?}");
+        }
     }
 
     #[test]
