@@ -3,7 +3,7 @@
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::SystemTime;
 use std::time::{Duration, Instant};
@@ -51,6 +51,9 @@ impl StateFolder {
     /// [`StateError::Open`], and [`StateError::Locked`] with the holder's process id.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let failed = |reason: io::Error| StateError::Open { path: path.to_owned(), reason };
+        if path.metadata().is_ok_and(|metadata| metadata.file_type().is_char_device()) {
+            return Err(StateError::Device { path: path.to_owned() });
+        }
         create(path).map_err(failed)?;
         let dir = File::open(path).map_err(failed)?;
         let metadata = dir.metadata().map_err(failed)?;
