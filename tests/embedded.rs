@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use common::engine::EngineTpm;
+use common::engine::{EngineTpm, PATIENCE};
 use common::tpm_commands::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -130,6 +130,53 @@ fn a_worker_that_hangs_is_replaced_by_a_reset() {
     tpm.reset();
     tpm.ok(&get_random(8));
     assert_ne!(worker(), hung);
+}
+
+/// Waits for the process to end, without a word to the engine.
+fn wait_for_end_of(process: Pid) {
+    let stat = format!("/proc/{process}/stat");
+    let ends = Instant::now() + PATIENCE;
+    while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(Instant::now() < ends, "{process} does not end");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_reset_right_after_the_death_of_the_worker_brings_up_a_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tpm = start(Some(folder.path()));
+    store_nv(&mut tpm, b"kept");
+    // As Linux does before it starts the machine anew: nothing is left to be done before _TPM_Init.
+    tpm.ok(&shutdown_clear());
+    let dead = worker();
+    kill(dead, Signal::SIGKILL).unwrap();
+    wait_for_end_of(dead);
+    tpm.reset();
+    assert_eq!(load_nv(&mut tpm, 4), b"kept");
+    // One that nobody has used since its start, so that a reset would leave it as it is.
+    tpm.reset();
+    while tpm.engine.deadline().is_some() {
+        tpm.turn();
+    }
+    let dead = worker();
+    kill(dead, Signal::SIGKILL).unwrap();
+    wait_for_end_of(dead);
+    tpm.reset();
+    assert_eq!(load_nv(&mut tpm, 4), b"kept");
+}
+
+#[test]
+fn a_worker_that_dies_of_what_came_before_a_reset_does_not_keep_the_tpm_from_coming_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tpm = start(Some(folder.path()));
+    store_nv(&mut tpm, b"kept");
+    tpm.ok(&shutdown_clear());
+    let dying = worker();
+    kill(dying, Signal::SIGSTOP).unwrap();
+    tpm.reset();
+    kill(dying, Signal::SIGKILL).unwrap();
+    assert_eq!(load_nv(&mut tpm, 4), b"kept");
 }
 
 #[test]

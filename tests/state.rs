@@ -296,6 +296,19 @@ fn an_import_answers_to_the_anchor_too() {
 }
 
 #[test]
+fn a_wrong_key_makes_no_anchor() {
+    let place = Place::sealed();
+    let anchored = "--state-dir state --rollback-anchor anchor";
+    for (key, expected) in [("--key-file other-key", "another key"), ("", "no key was given")] {
+        for command in ["verify", "anchor"] {
+            place.run(&format!("{command} {anchored} {key}")).fails(&[expected]);
+        }
+        assert!(!place.path("anchor").exists());
+    }
+    place.run(&format!("verify {anchored} --key-file key")).ok();
+}
+
+#[test]
 fn a_key_change_takes_the_anchor_along() {
     let place = Place::sealed();
     place.run("anchor --state-dir state --key-file key --rollback-anchor anchor").ok();

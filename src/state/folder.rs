@@ -125,6 +125,19 @@ impl StateFolder {
         self.key.as_ref()
     }
 
+    /// Makes sure that whatever undamaged state is there is sealed with the key in use, or not sealed if there is none.
+    ///
+    /// # Errors
+    /// [`StateError::Read`], [`StateError::Key`].
+    pub fn check_key(&self) -> Result<(), StateError> {
+        for file in self.files()? {
+            if let Err(error @ StateError::Key { .. }) = file.open(self.key.as_ref()) {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
     /// Makes sure that the folder is not the state of an swtpm, beside which the embedded TPM would begin as a new one.
     ///
     /// # Errors
