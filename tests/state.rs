@@ -309,6 +309,14 @@ fn a_wrong_key_makes_no_anchor() {
 }
 
 #[test]
+fn an_exported_file_has_no_anchor_to_be_held_against() {
+    let place = Place::plain();
+    place.run("export --state-dir state file").ok();
+    place.run("verify file --rollback-anchor anchor").fails(&["--rollback-anchor", "--state-dir"]);
+    assert!(!place.path("anchor").exists());
+}
+
+#[test]
 fn a_key_change_takes_the_anchor_along() {
     let place = Place::sealed();
     place.run("anchor --state-dir state --key-file key --rollback-anchor anchor").ok();

@@ -72,6 +72,10 @@ impl StateFolder {
             }
             Err(errno) => return Err(failed(errno.into())),
         }
+        // Who deletes that file does not get around the lock. Not all file systems can lock a folder.
+        if flock(&dir, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK) {
+            return Err(StateError::Locked { path: path.to_owned(), holder: holder_of(&mut lock) });
+        }
         // The number is for people, the lock is the kernel's: so a full disk is no reason to keep a TPM from being read.
         if let Err(error) = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())) {
             log::warn!("cannot write this process's number into {}: {error}", path.join(LOCK).display());
