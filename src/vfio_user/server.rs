@@ -77,6 +77,8 @@ pub struct Server {
     /// Accepting has failed, and rests until then.
     paused_until: Option<Instant>,
     stopping: bool,
+    /// Why the device can serve no more.
+    failure: Option<DeviceFailure>,
     /// A signal to end has come; a second one does not wait.
     signalled: bool,
     /// The process whose signals alone count, as long as it is our parent.
@@ -100,6 +102,7 @@ impl Server {
             arrivals: true,
             paused_until: None,
             stopping: false,
+            failure: None,
             signalled: false,
             parent: None,
         };
@@ -147,15 +150,16 @@ impl Server {
     fn serve(&mut self, device: &mut dyn Device, signals: &SignalFd) -> Result<(), ServerError> {
         let mut events = Events::with_capacity(64);
         loop {
-            if let Some(failure) = device.take_failure() {
-                return Err(ServerError::Device(failure));
+            if let Some(failure) = device.take_failure().filter(|_| self.failure.is_none()) {
+                self.failure = Some(failure);
+                self.stop(device);
             }
             if !self.stopping && self.listener.is_none() && self.client.is_none() {
                 log::info!("the only client is gone");
                 self.stop(device);
             }
             if self.stopping && device.stopped() {
-                return Ok(());
+                return self.failure.take().map_or(Ok(()), |failure| Err(ServerError::Device(failure)));
             }
             match self.poll.poll(&mut events, self.timeout(device)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => events.clear(),
