@@ -309,6 +309,16 @@ fn a_wrong_key_makes_no_anchor() {
 }
 
 #[test]
+fn a_new_tpm_gets_an_anchor_of_its_own() {
+    let place = Place::plain();
+    place.run("anchor --state-dir state --rollback-anchor anchor").ok();
+    place.run("init --state-dir new --ca-dir ca --rollback-anchor anchor").fails(&["an anchor of its own"]);
+    assert!(!place.path("new").exists() && !place.path("ca").exists());
+    place.run("init --state-dir new --no-certificates --rollback-anchor new-anchor").ok();
+    place.run("verify --state-dir new --rollback-anchor new-anchor").ok();
+}
+
+#[test]
 fn an_exported_file_has_no_anchor_to_be_held_against() {
     let place = Place::plain();
     place.run("export --state-dir state file").ok();

@@ -150,6 +150,15 @@ impl StateFolder {
         Ok(())
     }
 
+    /// Makes sure that the rollback anchor, if there is one, is not that of a TPM already.
+    ///
+    /// # Errors
+    /// [`StateError::AnchorTaken`], [`StateError::Anchor`].
+    pub fn refuse_taken_anchor(&self) -> Result<(), StateError> {
+        let known = self.anchor.as_ref().map_or(Ok(None), |anchor| anchor.identity(self.key.as_ref()))?;
+        known.map_or(Ok(()), |known| Err(StateError::AnchorTaken { known }))
+    }
+
     /// Makes sure that the folder is not the state of an swtpm, beside which the embedded TPM would begin as a new one.
     ///
     /// # Errors
