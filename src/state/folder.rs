@@ -80,6 +80,10 @@ impl StateFolder {
             }
             Err(errno) => return Err(failed(errno.into())),
         }
+        // Who deletes that file does not get around the lock. Not all file systems can lock a folder.
+        if flock(&dir, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK) {
+            return Err(StateError::Locked { path: path.to_owned(), holder: holder_of(&mut lock) });
+        }
         // The number is for people, the lock is the kernel's: so a full disk is no reason to keep a TPM from being read.
         if let Err(error) = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())) {
             log::warn!("cannot write this process's number into {}: {error}", path.join(LOCK).display());
@@ -131,6 +135,28 @@ impl StateFolder {
     #[must_use]
     pub fn key(&self) -> Option<&Key> {
         self.key.as_ref()
+    }
+
+    /// Makes sure that whatever undamaged state is there is sealed with the key in use, or not sealed if there is none.
+    ///
+    /// # Errors
+    /// [`StateError::Read`], [`StateError::Key`].
+    pub fn check_key(&self) -> Result<(), StateError> {
+        for file in self.files()? {
+            if let Err(error @ StateError::Key { .. }) = file.open(self.key.as_ref()) {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the rollback anchor, if there is one, is not that of a TPM already.
+    ///
+    /// # Errors
+    /// [`StateError::AnchorTaken`], [`StateError::Anchor`].
+    pub fn refuse_taken_anchor(&self) -> Result<(), StateError> {
+        let known = self.anchor.as_ref().map_or(Ok(None), |anchor| anchor.identity(self.key.as_ref()))?;
+        known.map_or(Ok(()), |known| Err(StateError::AnchorTaken { known }))
     }
 
     /// Makes sure that the folder is not the state of an swtpm, beside which the embedded TPM would begin as a new one.
