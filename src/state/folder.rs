@@ -73,16 +73,12 @@ impl StateFolder {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let lock = openat(&dir, LOCK, flags, Mode::from_bits_truncate(0o600)).map_err(|errno| failed(errno.into()))?;
         let mut lock = File::from(lock);
-        match take(&mut lock) {
+        match take(&mut lock, &dir) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 return Err(StateError::Locked { path: path.to_owned(), holder: holder_of(&mut lock) });
             }
             Err(errno) => return Err(failed(errno.into())),
-        }
-        // Who deletes that file does not get around the lock. Not all file systems can lock a folder.
-        if flock(&dir, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK) {
-            return Err(StateError::Locked { path: path.to_owned(), holder: holder_of(&mut lock) });
         }
         // The number is for people, the lock is the kernel's: so a full disk is no reason to keep a TPM from being read.
         if let Err(error) = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())) {
@@ -383,10 +379,17 @@ fn create(path: &Path) -> io::Result<()> {
 /// Takes the lock, or gives `WOULDBLOCK`. A server that was killed leaves it to a worker that is about to end as well, and a
 /// process that is just being started has a copy of whatever its starter has: both are waited for, so that a service manager
 /// can start the next server at once.
-fn take(lock: &mut File) -> Result<(), rustix::io::Errno> {
+fn take(lock: &mut File, dir: &File) -> Result<(), rustix::io::Errno> {
     let end = Instant::now().checked_add(LINGERING);
     loop {
-        match flock(&*lock, FlockOperation::NonBlockingLockExclusive) {
+        let both = flock(&*lock, FlockOperation::NonBlockingLockExclusive).and_then(|()| {
+            // Who deletes the file does not get around the lock. Not all file systems can lock a folder.
+            match flock(dir, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) => Err(rustix::io::Errno::WOULDBLOCK),
+                Ok(()) | Err(_) => Ok(()),
+            }
+        });
+        match both {
             Err(rustix::io::Errno::WOULDBLOCK) if end > Some(Instant::now()) && holder_is_gone(lock) => {
                 std::thread::sleep(Duration::from_millis(5));
             }
