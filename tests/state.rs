@@ -171,6 +171,9 @@ fn verify_needs_the_right_key_to_try_a_seal_and_says_if_it_has_none() {
     place.run("verify --state-dir state --key-file other-key").fails(&["another key"]);
     Place::plain().run("verify --state-dir state --key-file key").fails(&["not sealed", "state rekey"]);
     Place::empty().run("verify --state-dir .").fails(&["no state"]);
+    let place = Place::plain();
+    place.run("verify --state-dir state --rollback-anchor mistyped").fails(&["mistyped is not there"]);
+    assert!(!place.path("mistyped").exists());
 }
 
 #[test]

@@ -44,6 +44,14 @@ impl KeyArgs {
         self.rollback_anchor.is_some()
     }
 
+    /// Refuses a rollback anchor that would be made now: for who only looks.
+    pub(super) fn needs_existing_anchor(&self) -> anyhow::Result<()> {
+        match &self.rollback_anchor {
+            Some(path) if !path.exists() => bail!("the rollback anchor {} is not there", path.display()),
+            _ => Ok(()),
+        }
+    }
+
     /// The number of the descriptor to read the key from.
     pub(super) fn descriptor(&self) -> Option<RawFd> {
         self.key_fd

@@ -39,6 +39,7 @@ struct What {
 pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let (files, folder, key) = match (&args.what.state_dir, &args.what.file) {
         (Some(path), _) => {
+            args.keys.needs_existing_anchor()?;
             let folder = args.keys.protect(StateFolder::open_existing(path)?)?;
             (folder.files()?, Some(folder), None)
         }
