@@ -303,11 +303,10 @@ fn a_wrong_key_makes_no_anchor() {
     let place = Place::sealed();
     let anchored = "--state-dir state --rollback-anchor anchor";
     for (key, expected) in [("--key-file other-key", "another key"), ("", "no key was given")] {
-        for command in ["verify", "anchor"] {
-            place.run(&format!("{command} {anchored} {key}")).fails(&[expected]);
-        }
+        place.run(&format!("anchor {anchored} {key}")).fails(&[expected]);
         assert!(!place.path("anchor").exists());
     }
+    place.run(&format!("anchor {anchored} --key-file key")).ok();
     place.run(&format!("verify {anchored} --key-file key")).ok();
 }
 
