@@ -4,9 +4,11 @@ mod common;
 
 use std::ffi::OsString;
 use std::fs;
+use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::server::Server;
 use serde_json::Value;
@@ -55,9 +57,10 @@ impl Place {
         self.0.path().join(name)
     }
 
-    fn open(&self, name: &str, key: Option<&str>) -> StateFolder {
+    fn open(&self, name: &str, key: Option<&str>) -> OpenFolder {
         let key = key.map(|key| Key::read(&self.path(key)).unwrap());
-        StateFolder::open(&self.path(name)).unwrap().with_key(key)
+        let turn = turn();
+        OpenFolder { folder: StateFolder::open(&self.path(name)).unwrap().with_key(key), _turn: turn }
     }
 
     #[track_caller]
@@ -74,7 +77,13 @@ impl Place {
     fn run_under(&self, launcher: &[&str], arguments: &str) -> Outcome {
         let line = [launcher, &[PROGRAM, "state"], &arguments.split_whitespace().collect::<Vec<_>>()].concat();
         let (program, arguments) = line.split_first().unwrap();
-        let output = Command::new(program).args(arguments).current_dir(self.0.path()).output().unwrap();
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let turn = turn();
+        let process = command.spawn().unwrap();
+        drop(turn);
+        let output = process.wait_with_output().unwrap();
         Outcome {
             good: output.status.success(),
             out: String::from_utf8(output.stdout).unwrap(),
@@ -90,6 +99,31 @@ impl Place {
         files.sort();
         files
     }
+}
+
+/// A folder that this process has open. Meanwhile no other is started, which would have a copy of its lock until it runs its
+/// program.
+struct OpenFolder {
+    folder: StateFolder,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Deref for OpenFolder {
+    type Target = StateFolder;
+
+    fn deref(&self) -> &StateFolder {
+        &self.folder
+    }
+}
+
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn in_turn<T>(start: impl FnOnce() -> T) -> T {
+    let _turn = turn();
+    start()
 }
 
 #[derive(Debug)]
@@ -345,7 +379,7 @@ fn a_key_change_takes_the_anchor_along() {
 fn a_folder_in_use_is_told_with_its_holder_and_not_worked_on() {
     let place = Place::plain();
     place.run("export --state-dir state exported").ok();
-    let _folder = place.open("state", None);
+    let _folder = StateFolder::open(&place.path("state")).unwrap();
     let holder = format!("process {}", std::process::id());
     for command in [
         "show --state-dir state",
@@ -419,24 +453,24 @@ fn the_server_keeps_a_sealed_state_with_an_anchor() {
             .flat_map(|(flag, name)| [flag.into(), place.path(name).into()])
             .collect()
     };
-    assert!(Server::with_args(&arguments("key")).terminate().success());
+    assert!(in_turn(|| Server::with_args(&arguments("key"))).terminate().success());
     place.run("verify --state-dir state --key-file key --rollback-anchor anchor").ok();
     let before = place.snapshot("state");
-    let (status, log) = Server::fail(&arguments("other-key"));
+    let (status, log) = in_turn(|| Server::fail(&arguments("other-key")));
     assert!(!status.success() && log.contains("another key"), "{log}");
-    let (_, log) = Server::fail(&arguments("key")[..2]);
+    let (_, log) = in_turn(|| Server::fail(&arguments("key")[..2]));
     assert!(log.contains("--key-file"), "{log}");
-    let (_, log) = Server::fail(&arguments("key")[2..]);
+    let (_, log) = in_turn(|| Server::fail(&arguments("key")[2..]));
     assert!(log.contains("--state-dir"), "{log}");
     assert_eq!(place.snapshot("state"), before);
-    assert!(Server::with_args(&arguments("key")).terminate().success());
+    assert!(in_turn(|| Server::with_args(&arguments("key"))).terminate().success());
 }
 
 #[test]
 fn the_server_refuses_a_folder_of_an_swtpm() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("tpm2-00.permall"), b"swtpm's").unwrap();
-    let (status, log) = Server::fail(&["--state-dir".into(), folder.path().into()]);
+    let (status, log) = in_turn(|| Server::fail(&["--state-dir".into(), folder.path().into()]));
     assert!(!status.success() && log.contains("state import --from-swtpm"), "{log}");
     assert!(!folder.path().join("tpm2.0-permanent.state").exists());
 }
