@@ -11,7 +11,8 @@ fn spawner(command: &[&str]) -> Spawner {
     Spawner::start(SpawnerConfig {
         spawner: env!("CARGO_BIN_EXE_vfio-user-tpm").into(),
         log_level: log::LevelFilter::Warn,
-        program: Program { path: path.into(), arguments: arguments.iter().map(Into::into).collect() },
+        program: Some(Program { path: path.into(), arguments: arguments.iter().map(Into::into).collect() }),
+        socket: None,
     })
     .unwrap()
 }
