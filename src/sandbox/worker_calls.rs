@@ -1,6 +1,6 @@
 //! The system calls of the worker, from its first request on.
 //!
-//! Not on the list, among others: `socket`, `connect`, `execve`, `clone`, `ptrace`, `kill`, `prctl`, `ioctl`.
+//! Not on the list, among others: `socket`, `connect`, `execve`, `clone`, `ptrace`, `kill`, `prctl`.
 
 use super::calls::{Call, NOT_EXECUTABLE, Only, call};
 
@@ -8,6 +8,7 @@ const SIBLING: &str = "other versions of the C library make this one for the sam
 const NO_VDSO: &str = "only machines whose clock cannot be read in user space";
 const FAILURE: &str = "only when something fails that does not in tests";
 const PRESSURE: &str = "depends on how much memory was used before, and by which thread";
+const END: &str = "a worker that has powered its TPM off may be killed before it ends by itself";
 const DEVICE: &str = "only with a TPM of the host";
 
 /// With libtpms and with a device. Which files they are about, Landlock says.
@@ -45,7 +46,7 @@ pub const CALLS: &[Call] = &[
     call!(SYS_clock_gettime, "the TPM's clock").unseen(NO_VDSO),
     call!(SYS_gettimeofday, "the TPM's clock").unseen(NO_VDSO),
     // Memory and threads.
-    call!(SYS_futex, "the thread that cancels"),
+    call!(SYS_futex, "the thread that cancels").unseen("only when both threads want the same at one moment"),
     call!(SYS_clock_nanosleep, "the thread that cancels"),
     call!(SYS_nanosleep, "the thread that cancels").unseen(SIBLING),
     call!(SYS_brk, "memory"),
@@ -57,13 +58,14 @@ pub const CALLS: &[Call] = &[
     call!(SYS_sched_getaffinity, "memory of another thread").unseen(PRESSURE),
     call!(SYS_rt_sigprocmask, "the end of a thread").unseen("only when it ends before the process does"),
     call!(SYS_rt_sigreturn, "the end of a signal's handler").unseen(FAILURE),
-    call!(SYS_sigaltstack, "the end of a thread, and of the program"),
+    call!(SYS_sigaltstack, "the end of a thread, and of the program").unseen(END),
     call!(SYS_exit, "the end of a thread").unseen("only when it ends before the process does"),
-    call!(SYS_exit_group, "the end"),
+    call!(SYS_exit_group, "the end").unseen(END),
     call!(SYS_restart_syscall, "waiting on after the process was stopped").unseen("only after SIGSTOP and SIGCONT"),
-    // A program that has to abort.
+    // A program that has to abort; and questions without an answer.
     call!(SYS_gettid, "abort()").unseen(FAILURE),
     call!(SYS_tgkill, "abort()").only(Only::Ourselves(0)).unseen(FAILURE),
+    call!(SYS_ioctl, "whether what libtpms prints to is a terminal").refused(),
     #[cfg(target_arch = "x86_64")]
     call!(SYS_open, "the C library's looks at /proc and /sys, a backtrace").refused().unseen(SIBLING),
     call!(SYS_getcwd, "a backtrace").refused().unseen(FAILURE),
