@@ -16,7 +16,7 @@ use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::{X509, X509StoreContext};
 use tempfile::TempDir;
 use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
-use vfio_user_tpm::backend::synchronous::Synchronous;
+use vfio_user_tpm::backend::synchronous::{Patience, Synchronous};
 use vfio_user_tpm::backend::worker::WorkerConfig;
 use vfio_user_tpm::manufacture::template::Template;
 use vfio_user_tpm::manufacture::tpm2;
@@ -64,14 +64,18 @@ impl Shop {
     }
 }
 
+/// Nothing that is expected takes this long.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
+
 /// A TPM that was made, without a server.
-struct Tpm(Synchronous<Embedded>);
+struct Tpm(Synchronous<'static, Embedded>);
 
 impl Tpm {
     fn start(version: TpmVersion, folder: &Path) -> Self {
         let task = EmbeddedTpm { version, state: Some(StateFolder::open(folder).unwrap()) };
         let worker = WorkerConfig { program: PROGRAM.into(), log_level: log::LevelFilter::Warn };
-        let mut tpm = Self(Synchronous::new(Embedded::new(task, worker)));
+        let mut tpm =
+            Self(Synchronous::new(Embedded::new(task, worker), Patience { limit: PATIENCE, interrupt: None }));
         tpm.0.initialize().unwrap();
         if version == TpmVersion::V2_0 {
             tpm.ok(&startup_clear());

@@ -5,6 +5,7 @@ mod common;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::engine::{EngineTpm, PATIENCE};
 use common::process::until;
@@ -23,6 +24,13 @@ const V1_2: TpmVersion = TpmVersion::V1_2;
 const V2_0: TpmVersion = TpmVersion::V2_0;
 
 /// One swtpm and where it is.
+/// One test at a time: a process that another test starts has copies of this one's sockets and locks until it runs its
+/// program, and swtpm takes no second data channel meanwhile.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn owned(program: PathBuf, arguments: Vec<OsString>, folder: &Path, version: TpmVersion) -> Place {
     let state = StateFolder::open(folder).unwrap();
     Place::Owned { launcher: Box::new(swtpm::command(program, arguments, folder, version)), state }
@@ -114,6 +122,7 @@ fn load_nv(tpm: &mut EngineTpm, size: u16) -> Vec<u8> {
 
 #[test]
 fn a_tpm_is_started_up_for_its_guest_and_its_platform_hierarchy_is_closed() {
+    let _turn = turn();
     for case in Case::all(V2_0) {
         let mut tpm = case.start();
         assert_eq!(tpm.ok(&get_random(16)).len(), 28);
@@ -125,6 +134,7 @@ fn a_tpm_is_started_up_for_its_guest_and_its_platform_hierarchy_is_closed() {
 
 #[test]
 fn nv_survives_a_reset_and_a_restart_and_pcrs_do_not() {
+    let _turn = turn();
     for case in Case::all(V2_0) {
         let mut tpm = case.start();
         store_nv(&mut tpm, b"kept");
@@ -143,6 +153,7 @@ fn nv_survives_a_reset_and_a_restart_and_pcrs_do_not() {
 
 #[test]
 fn a_tpm_1_2_is_reset_and_restarted() {
+    let _turn = turn();
     for case in Case::all(V1_2) {
         let mut tpm = case.start();
         tpm.ok(&tpm_1_2::extend(16, [7; 20]));
@@ -158,6 +169,7 @@ fn a_tpm_1_2_is_reset_and_restarted() {
 
 #[test]
 fn resets_and_restarts_are_no_attack_on_what_is_protected() {
+    let _turn = turn();
     for case in Case::all(V2_0) {
         let mut tpm = case.start();
         store_nv(&mut tpm, b"protected");
@@ -182,6 +194,7 @@ fn resets_and_restarts_are_no_attack_on_what_is_protected() {
 
 #[test]
 fn localities_reach_the_tpm() {
+    let _turn = turn();
     for case in Case::all(V2_0) {
         let mut tpm = case.start();
         let extend = pcr_extend(17, [1; 32]);
@@ -196,6 +209,7 @@ fn localities_reach_the_tpm() {
 fn a_guest_cannot_choose_its_locality_by_a_command() {
     /// The vTPM proxy's command for it, with locality 3.
     const SET_LOCALITY: [u8; 11] = [0x80, 1, 0, 0, 0, 11, 0x20, 0, 0x10, 0, 3];
+    let _turn = turn();
     for case in Case::spawned(V2_0) {
         let mut tpm = case.start_with(&["--locality", "allow-set-locality"]);
         tpm.ok(&SET_LOCALITY);
@@ -205,6 +219,7 @@ fn a_guest_cannot_choose_its_locality_by_a_command() {
 
 #[test]
 fn a_locality_that_swtpm_rejects_is_an_answer_of_the_tpm() {
+    let _turn = turn();
     for case in Case::spawned(V2_0) {
         let mut tpm = case.start_with(&["--locality", "reject-locality-4"]);
         assert_eq!(code_of(&tpm.run_at(4, &get_random(8))), RC_LOCALITY);
@@ -214,6 +229,7 @@ fn a_locality_that_swtpm_rejects_is_an_answer_of_the_tpm() {
 
 #[test]
 fn the_established_flag_is_seen_and_reset_from_the_locality_that_may() {
+    let _turn = turn();
     for case in Case::attached(V2_0) {
         let mut client = case.client();
         client.done(Request::Init { delete_volatile: false });
@@ -234,6 +250,7 @@ fn the_established_flag_is_seen_and_reset_from_the_locality_that_may() {
 
 #[test]
 fn a_command_cannot_be_cancelled_and_ends_by_itself() {
+    let _turn = turn();
     for case in Case::all(V2_0) {
         let mut tpm = case.start();
         tpm.ok(&get_random(8));
@@ -247,6 +264,7 @@ fn a_command_cannot_be_cancelled_and_ends_by_itself() {
 
 #[test]
 fn a_reset_during_a_command_starts_a_fresh_tpm() {
+    let _turn = turn();
     for case in Case::all(V2_0) {
         let mut tpm = case.start();
         tpm.ok(&pcr_extend(16, [7; 32]));
@@ -258,6 +276,7 @@ fn a_reset_during_a_command_starts_a_fresh_tpm() {
 
 #[test]
 fn a_command_that_outlasts_a_reset_is_left_behind() {
+    let _turn = turn();
     for mut case in Case::all(V2_0) {
         let mut tpm = case.start();
         tpm.ok(&pcr_extend(16, [7; 32]));
@@ -278,6 +297,7 @@ fn a_command_that_outlasts_a_reset_is_left_behind() {
 
 #[test]
 fn an_swtpm_that_hangs_is_failure_mode_until_a_reset_reaches_it() {
+    let _turn = turn();
     for mut case in Case::all(V2_0) {
         let mut tpm = case.start();
         tpm.ok(&pcr_extend(16, [7; 32]));
@@ -299,6 +319,7 @@ fn an_swtpm_that_hangs_is_failure_mode_until_a_reset_reaches_it() {
 
 #[test]
 fn an_swtpm_that_dies_in_a_command_comes_back_with_its_state() {
+    let _turn = turn();
     for mut case in Case::all(V2_0) {
         let mut tpm = case.start();
         store_nv(&mut tpm, b"acknowledged");
@@ -319,6 +340,7 @@ fn an_swtpm_that_dies_in_a_command_comes_back_with_its_state() {
 
 #[test]
 fn the_death_of_an_idle_swtpm_is_noticed_and_a_tpm_1_2_fails_in_its_own_words() {
+    let _turn = turn();
     for mut case in Case::all(V1_2) {
         let mut tpm = case.start();
         tpm.ok(&tpm_1_2::pcr_read(0));
@@ -335,6 +357,7 @@ fn the_death_of_an_idle_swtpm_is_noticed_and_a_tpm_1_2_fails_in_its_own_words() 
 
 #[test]
 fn an_swtpm_of_ours_ends_with_us_and_another_stays() {
+    let _turn = turn();
     for mut case in Case::all(V2_0) {
         let mut tpm = case.start();
         tpm.ok(&get_random(8));
@@ -348,6 +371,7 @@ fn an_swtpm_of_ours_ends_with_us_and_another_stays() {
 
 #[test]
 fn an_swtpm_of_ours_does_not_outlive_whoever_started_it() {
+    let _turn = turn();
     for case in Case::spawned(V2_0) {
         // The signal comes when the thread ends that has started it.
         let pid = std::thread::scope(|scope| {
@@ -368,6 +392,7 @@ fn an_swtpm_of_ours_does_not_outlive_whoever_started_it() {
 
 #[test]
 fn the_state_folder_is_locked_as_long_as_swtpm_lives() {
+    let _turn = turn();
     for case in Case::spawned(V2_0) {
         let mut tpm = case.start();
         tpm.ok(&get_random(8));
@@ -379,6 +404,7 @@ fn the_state_folder_is_locked_as_long_as_swtpm_lives() {
 
 #[test]
 fn volatile_state_that_another_program_left_is_not_resumed() {
+    let _turn = turn();
     for case in Case::attached(V2_0) {
         let mut client = case.client();
         client.set_data_channel();
@@ -395,6 +421,7 @@ fn volatile_state_that_another_program_left_is_not_resumed() {
 
 #[test]
 fn an_swtpm_of_the_other_version_is_refused_with_what_to_give() {
+    let _turn = turn();
     for mut case in Case::attached(V1_2) {
         case.version = V2_0;
         let reason = case.start().start_failure();
@@ -407,6 +434,7 @@ fn an_swtpm_of_the_other_version_is_refused_with_what_to_give() {
 
 #[test]
 fn an_swtpm_with_a_data_channel_of_its_own_is_refused() {
+    let _turn = turn();
     let listen = |program: &Path, folder: &Path| {
         let server = format!("type=unixio,path={}", folder.join("data").display());
         Some(Listening::start(program, V2_0, folder, &["--server", &server]))
@@ -419,6 +447,7 @@ fn an_swtpm_with_a_data_channel_of_its_own_is_refused() {
 
 #[test]
 fn an_swtpm_that_serves_another_program_is_a_failure_in_the_end() {
+    let _turn = turn();
     for case in Case::attached(V2_0) {
         let mut client = case.client();
         client.done(Request::Stop);
@@ -433,6 +462,7 @@ fn an_swtpm_that_serves_another_program_is_a_failure_in_the_end() {
 
 #[test]
 fn an_swtpm_that_is_not_there_is_named() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let control = folder.path().join("control");
     let place = Place::Attach { control: control.clone() };
@@ -446,6 +476,7 @@ fn an_swtpm_that_is_not_there_is_named() {
 
 #[test]
 fn an_argument_that_swtpm_does_not_know_ends_it() {
+    let _turn = turn();
     for case in Case::spawned(V2_0) {
         let reason = case.start_with(&["--no-such-option"]).start_failure();
         assert!(reason.contains("has closed its control channel"), "{reason}");
@@ -454,6 +485,7 @@ fn an_argument_that_swtpm_does_not_know_ends_it() {
 
 #[test]
 fn a_folder_with_the_embedded_tpms_state_gets_no_second_tpm() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let state = StateFolder::open(folder.path()).unwrap();
     state.refuse_embedded().unwrap();
@@ -464,6 +496,7 @@ fn a_folder_with_the_embedded_tpms_state_gets_no_second_tpm() {
 
 #[test]
 fn a_state_that_cannot_be_read_is_refused_and_left_as_it_is() {
+    let _turn = turn();
     for case in Case::spawned(V2_0) {
         let mut tpm = case.start();
         tpm.ok(&get_random(8));
@@ -482,6 +515,7 @@ fn a_state_that_cannot_be_read_is_refused_and_left_as_it_is() {
 
 #[test]
 fn a_request_to_cancel_is_read_when_the_command_has_ended() {
+    let _turn = turn();
     for case in Case::attached(V2_0) {
         let mut client = case.client();
         client.set_data_channel();
@@ -495,6 +529,7 @@ fn a_request_to_cancel_is_read_when_the_command_has_ended() {
 
 #[test]
 fn a_hash_sequence_sets_pcr_17() {
+    let _turn = turn();
     for case in Case::attached(V2_0) {
         let mut client = case.client();
         client.set_data_channel();
@@ -510,6 +545,7 @@ fn a_hash_sequence_sets_pcr_17() {
 
 #[test]
 fn state_blobs_carry_a_running_tpm_to_another_swtpm() {
+    let _turn = turn();
     for (source, target) in Case::attached(V2_0).zip(Case::attached(V2_0)) {
         let mut client = source.client();
         client.set_data_channel();
@@ -544,6 +580,7 @@ fn state_blobs_carry_a_running_tpm_to_another_swtpm() {
 #[test]
 fn each_request_is_refused_in_the_wrong_state_and_understood_in_the_right_one() {
     const NOT_NOW: Reply<'_> = Reply::Refused(ResultCode(0x0a));
+    let _turn = turn();
     for mut case in Case::attached(V1_2).chain(Case::attached(V2_0)) {
         let mut client = case.client();
         let capabilities = client.ask(Request::GetCapability, |reply| match reply {

@@ -212,19 +212,10 @@ fn an_encrypted_tpm_moves_in_and_out_again() {
     }
 }
 
-/// The swtpm that `tests/swtpm/kit` has fetched, if it has.
-fn newer_swtpm() -> Option<PathBuf> {
-    let kit = std::env::var_os("SWTPM_KIT").map_or_else(
-        || Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("swtpm-kit"),
-        |kit| std::path::absolute(kit).unwrap(),
-    );
-    Some(kit.join("swtpm")).filter(|program| program.exists())
-}
-
 /// Whether our libtpms is new enough for such a state is not asked here: it stays what it is on its way.
 #[test]
 fn a_tpm_of_a_newer_swtpm_moves_through_a_state_folder() {
-    let Some(program) = newer_swtpm() else {
+    let [_, program] = common::swtpm::programs() else {
         println!("there is only one swtpm here: run ./test to fetch another");
         return;
     };
@@ -235,7 +226,7 @@ fn a_tpm_of_a_newer_swtpm_moves_through_a_state_folder() {
     for key in [None, Some(&*key)] {
         let key_args: Vec<&OsStr> = key.iter().flat_map(|key| [OsStr::new("--swtpm-key"), OsStr::new(key)]).collect();
         let force = OsStr::new("--force");
-        let mut tpm = Swtpm::start_program(&program, Version::V2_0, &from, key);
+        let mut tpm = Swtpm::start_program(program, Version::V2_0, &from, key);
         furnish(&mut tpm);
         let before = view(&mut tpm);
         tpm.stop();
@@ -245,7 +236,7 @@ fn a_tpm_of_a_newer_swtpm_moves_through_a_state_folder() {
         fs::create_dir(&from).unwrap();
         let export = arguments("export", &folder, "--to-swtpm", &to);
         succeeds(&state(export.iter().chain(&key_args).chain([&force])));
-        let mut tpm = Swtpm::start_program(&program, Version::V2_0, &to, key);
+        let mut tpm = Swtpm::start_program(program, Version::V2_0, &to, key);
         assert_eq!(view(&mut tpm), before);
         assert_eq!(nv_data(&tpm.ok(&nv_read(NV, 16))), b"written in swtpm");
         tpm.stop();
@@ -254,16 +245,29 @@ fn a_tpm_of_a_newer_swtpm_moves_through_a_state_folder() {
 
 #[test]
 fn a_tpm_1_2_moves_in_and_out_again() {
+    a_tpm_1_2_there_and_back(None);
+}
+
+#[test]
+fn an_encrypted_tpm_1_2_moves_in_and_out_again() {
+    let keys = tempfile::tempdir().unwrap();
+    let file = keys.path().join("key");
+    fs::write(&file, b"0x00112233445566778899aabbccddeeff\n").unwrap();
+    a_tpm_1_2_there_and_back(Some(&format!("file={}", file.display())));
+}
+
+fn a_tpm_1_2_there_and_back(swtpm_key: Option<&str>) {
     const INDEX: u32 = 0x16;
     let (_temp, from, folder, to) = folders();
-    let mut tpm = Swtpm::start(Version::V1_2, &from, None);
+    let key_args: Vec<&OsStr> = swtpm_key.iter().flat_map(|key| [OsStr::new("--swtpm-key"), OsStr::new(key)]).collect();
+    let mut tpm = Swtpm::start(Version::V1_2, &from, swtpm_key);
     tpm.ok(&tpm_1_2::create_endorsement_key([0; 20]));
     tpm.ok(&tpm_1_2::nv_define(INDEX, 16));
     tpm.ok(&tpm_1_2::nv_write(INDEX, b"written in swtpm"));
     let key = tpm.ok(&tpm_1_2::read_pubek([1; 20]));
     tpm.stop();
 
-    succeeds(&state(arguments("import", &folder, "--from-swtpm", &from)));
+    succeeds(&state(arguments("import", &folder, "--from-swtpm", &from).iter().chain(&key_args)));
     let server = Server::with_args(&["--state-dir".into(), folder.clone().into(), "--tpm-version=1.2".into()]);
     let mut tpm = Tis::new(RawClient::connect(&server.socket()));
     assert_eq!(tpm.ok(&tpm_1_2::read_pubek([1; 20])), key);
@@ -271,8 +275,8 @@ fn a_tpm_1_2_moves_in_and_out_again() {
     tpm.ok(&tpm_1_2::nv_write(INDEX, b"changed with us!"));
     assert!(server.terminate().success());
 
-    succeeds(&state(arguments("export", &folder, "--to-swtpm", &to)));
-    let mut tpm = Swtpm::start(Version::V1_2, &to, None);
+    succeeds(&state(arguments("export", &folder, "--to-swtpm", &to).iter().chain(&key_args)));
+    let mut tpm = Swtpm::start(Version::V1_2, &to, swtpm_key);
     assert_eq!(tpm.ok(&tpm_1_2::read_pubek([1; 20])), key);
     assert_eq!(tpm_1_2::nv_data(&tpm.ok(&tpm_1_2::nv_read(INDEX, 16))), b"changed with us!");
     tpm.stop();

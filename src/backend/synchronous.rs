@@ -1,40 +1,64 @@
 //! A backend for a program that has nothing else to do than to wait for it: one command after the other.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use thiserror::Error;
 
 use super::{Backend, BackendError, Done};
 use crate::tpm::Locality;
 
-/// Longest of all operations: a slow machine looks for large primes, or its disk is busy.
-const LIMIT: Duration = Duration::from_secs(300);
-/// Longest wait for a killed process, which may wait for a disk.
+/// How long a killed process may take to be gone.
 const END_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long an operation is waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience<'a> {
+    /// Longest time for one operation.
+    pub limit: Duration,
+    /// Ends a wait when it becomes readable.
+    pub interrupt: Option<BorrowedFd<'a>>,
+}
+
+/// Why an operation has no outcome.
+#[derive(Debug, Error)]
+pub enum SynchronousError {
+    /// The backend's own reason.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// It took too long; the TPM was killed.
+    #[error("the TPM has not answered within {} s", .0.as_secs())]
+    NoAnswer(Duration),
+    /// The wait was interrupted; the TPM was killed.
+    #[error("interrupted while waiting for the TPM")]
+    Interrupted,
+}
 
 /// A TPM of which each operation is waited for. It is killed when this is dropped.
 #[derive(Debug)]
-pub struct Synchronous<B: Backend> {
+pub struct Synchronous<'a, B: Backend> {
     backend: B,
+    patience: Patience<'a>,
     /// What becomes readable when the backend has something to say.
     descriptor: Option<OwnedFd>,
     response: Vec<u8>,
 }
 
-impl<B: Backend> Synchronous<B> {
+impl<'a, B: Backend> Synchronous<'a, B> {
     /// A TPM that is off.
     #[must_use]
-    pub fn new(backend: B) -> Self {
-        Self { backend, descriptor: None, response: Vec::new() }
+    pub fn new(backend: B, patience: Patience<'a>) -> Self {
+        Self { backend, patience, descriptor: None, response: Vec::new() }
     }
 
     /// `_TPM_Init`: brings the TPM up, or resets it.
     ///
     /// # Errors
-    /// [`BackendError`], also when it takes more than five minutes.
-    pub fn initialize(&mut self) -> Result<(), BackendError> {
+    /// [`SynchronousError`].
+    pub fn initialize(&mut self) -> Result<(), SynchronousError> {
         self.backend.initialize()?;
         self.control()
     }
@@ -42,8 +66,8 @@ impl<B: Backend> Synchronous<B> {
     /// Runs a command at locality 0 and returns the response, which may be anything.
     ///
     /// # Errors
-    /// As [`initialize`](Self::initialize).
-    pub fn execute(&mut self, command: &[u8]) -> Result<&[u8], BackendError> {
+    /// [`SynchronousError`].
+    pub fn execute(&mut self, command: &[u8]) -> Result<&[u8], SynchronousError> {
         self.backend.execute(Locality::ZERO, command)?;
         match self.outcome()? {
             Done::Response => Ok(&self.response),
@@ -54,67 +78,85 @@ impl<B: Backend> Synchronous<B> {
     /// Powers the TPM off and waits until nothing of it runs or writes any more.
     ///
     /// # Errors
-    /// As [`initialize`](Self::initialize).
-    pub fn end(mut self) -> Result<(), BackendError> {
+    /// [`SynchronousError`].
+    pub fn end(mut self) -> Result<(), SynchronousError> {
         self.backend.terminate()?;
         self.control()?;
+        self.bury(END_LIMIT)
+    }
+
+    /// Kills the TPM and waits, at most for `limit`, until nothing of it runs or writes any more.
+    ///
+    /// # Errors
+    /// [`SynchronousError`].
+    pub fn bury(mut self, limit: Duration) -> Result<(), SynchronousError> {
         self.backend.kill();
-        let end = Instant::now().checked_add(END_LIMIT);
+        self.patience = Patience { limit, interrupt: None };
+        let end = self.deadline();
         while !self.backend.is_gone() {
             // Nothing is under way; a backend notices here that its process has ended.
             let _ = self.backend.poll(&mut self.response);
-            if !self.backend.is_gone() && !self.wait(end)? {
-                return Err(BackendError::Gone("its process does not end".to_owned()));
+            if !self.backend.is_gone() {
+                self.wait(end)?;
             }
         }
         Ok(())
     }
 
-    fn control(&mut self) -> Result<(), BackendError> {
+    fn control(&mut self) -> Result<(), SynchronousError> {
         match self.outcome()? {
             Done::Control { .. } => Ok(()),
             Done::Response => Err(self.out_of_turn()),
         }
     }
 
-    fn outcome(&mut self) -> Result<Done, BackendError> {
-        let end = Instant::now().checked_add(LIMIT);
+    fn outcome(&mut self) -> Result<Done, SynchronousError> {
+        let end = self.deadline();
         loop {
             if let Some(outcome) = self.backend.poll(&mut self.response) {
-                return outcome;
+                return Ok(outcome?);
             }
-            if !self.wait(end)? {
+            if let Err(error) = self.wait(end) {
                 self.backend.kill();
-                return Err(BackendError::Gone(format!("it did not answer within {} s", LIMIT.as_secs())));
+                return Err(error);
             }
         }
     }
 
-    /// Waits until the backend may have something to say; false if the time is over.
-    fn wait(&mut self, end: Option<Instant>) -> Result<bool, BackendError> {
-        let gone = |what: &str, error: &dyn std::fmt::Display| BackendError::Gone(format!("{what}: {error}"));
+    fn deadline(&self) -> Option<Instant> {
+        Instant::now().checked_add(self.patience.limit)
+    }
+
+    /// Waits until the backend may have something to say.
+    fn wait(&mut self, end: Option<Instant>) -> Result<(), SynchronousError> {
+        let impossible = |error: io::Error| BackendError::Gone(format!("cannot wait for its process: {error}"));
         while let Some(new) = self.backend.take_new_descriptor() {
-            let copy = new.try_clone_to_owned().map_err(|error| gone("cannot wait for its process", &error))?;
-            self.descriptor = Some(copy);
+            self.descriptor = Some(new.try_clone_to_owned().map_err(impossible)?);
         }
         let left = end.map_or(Duration::ZERO, |end| end.saturating_duration_since(Instant::now()));
-        let (Some(descriptor), false) = (&self.descriptor, left.is_zero()) else { return Ok(false) };
-        let mut descriptors = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
+        if left.is_zero() {
+            return Err(SynchronousError::NoAnswer(self.patience.limit));
+        }
         // Rounded up, so that it does not spin through the last millisecond.
         let timeout = PollTimeout::try_from(left.as_millis().saturating_add(1)).unwrap_or(PollTimeout::MAX);
-        match poll(&mut descriptors, timeout) {
-            Ok(_) | Err(Errno::EINTR) => Ok(true),
-            Err(errno) => Err(gone("cannot wait for its process", &errno)),
+        let sources = [self.patience.interrupt, self.descriptor.as_ref().map(AsFd::as_fd)];
+        let mut sources: Vec<_> =
+            sources.into_iter().flatten().map(|source| PollFd::new(source, PollFlags::POLLIN)).collect();
+        match poll(&mut sources, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(impossible(errno.into()).into()),
         }
+        let interrupted = self.patience.interrupt.is_some() && sources.first().and_then(PollFd::any) == Some(true);
+        if interrupted { Err(SynchronousError::Interrupted) } else { Ok(()) }
     }
 
-    fn out_of_turn(&mut self) -> BackendError {
+    fn out_of_turn(&mut self) -> SynchronousError {
         self.backend.kill();
-        BackendError::Gone("its process broke the protocol".to_owned())
+        BackendError::Gone("its process broke the protocol".to_owned()).into()
     }
 }
 
-impl<B: Backend> Drop for Synchronous<B> {
+impl<B: Backend> Drop for Synchronous<'_, B> {
     fn drop(&mut self) {
         self.backend.kill();
     }

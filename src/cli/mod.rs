@@ -16,6 +16,7 @@ mod spawner;
 mod state;
 mod worker;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -75,6 +76,13 @@ pub fn main() -> ExitCode {
         let _ = writeln!(std::io::stderr(), "vfio-user-tpm: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// Whether the program takes these arguments, the first of which is its name. For fuzzing: nothing else needs to know
+/// without acting upon it.
+#[doc(hidden)]
+pub fn check(arguments: impl IntoIterator<Item = OsString>) -> Result<(), clap::Error> {
+    Cli::try_parse_from(arguments).map(drop)
 }
 
 /// Parses a log level, with a message that lists them.

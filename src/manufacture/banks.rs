@@ -136,16 +136,16 @@ pub(super) fn check(tpm: &mut dyn Transport, wanted: &[PcrBank]) -> Result<(), M
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::BackendError;
+    use crate::backend::synchronous::SynchronousError;
 
     struct Canned(Vec<u8>);
 
     impl Transport for Canned {
-        fn run(&mut self, _: &[u8]) -> Result<&[u8], BackendError> {
+        fn run(&mut self, _: &[u8]) -> Result<&[u8], SynchronousError> {
             Ok(&self.0)
         }
 
-        fn reset(&mut self) -> Result<(), BackendError> {
+        fn reset(&mut self) -> Result<(), SynchronousError> {
             Ok(())
         }
     }

@@ -20,13 +20,13 @@ pub mod tpm2;
 mod wire;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use openssl::error::ErrorStack;
 use thiserror::Error;
 
-use crate::backend::BackendError;
 use crate::backend::embedded::{EmbeddedTpm, NewEmbedded, NewEmbeddedTpm};
-use crate::backend::synchronous::Synchronous;
+use crate::backend::synchronous::{Patience, Synchronous, SynchronousError};
 use crate::backend::worker::WorkerConfig;
 use crate::state::{StateError, StateFolder};
 use crate::tpm::TpmVersion;
@@ -34,12 +34,15 @@ use crate::worker::profile::Profile;
 use banks::PcrBank;
 use certificate::Certifier;
 
+/// Longest of all operations: a slow machine looks for large primes, or its disk is busy.
+const LIMIT: Duration = Duration::from_secs(300);
+
 /// Why a TPM was not made. The state folder is as it was before.
 #[derive(Debug, Error)]
 pub enum ManufactureError {
     /// The embedded TPM does not run.
     #[error("the TPM does not work")]
-    Backend(#[from] BackendError),
+    Backend(#[from] SynchronousError),
     /// The TPM does not do what it is told.
     #[error("the TPM answered {command} with {code:#x}")]
     Refused {
@@ -174,7 +177,7 @@ impl Workbench {
     ) -> Result<(), ManufactureError> {
         let tpm = EmbeddedTpm { version: self.version, state: Some(folder) };
         let task = NewEmbeddedTpm { tpm, profile: self.profile };
-        let mut tpm = Synchronous::new(NewEmbedded::new(task, self.worker));
+        let mut tpm = Synchronous::new(NewEmbedded::new(task, self.worker), Patience { limit: LIMIT, interrupt: None });
         tpm.initialize()?;
         work(&mut tpm)?;
         Ok(tpm.end()?)

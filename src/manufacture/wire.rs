@@ -3,24 +3,23 @@
 use std::fmt;
 
 use super::ManufactureError;
-use crate::backend::BackendError;
-use crate::backend::synchronous::Synchronous;
+use crate::backend::synchronous::{Synchronous, SynchronousError};
 use crate::tpm::{HEADER_SIZE, Header};
 
 /// What runs TPM commands, whichever TPM it is.
 pub(super) trait Transport {
     /// Runs a command; the response may be anything.
-    fn run(&mut self, command: &[u8]) -> Result<&[u8], BackendError>;
+    fn run(&mut self, command: &[u8]) -> Result<&[u8], SynchronousError>;
     /// `_TPM_Init`.
-    fn reset(&mut self) -> Result<(), BackendError>;
+    fn reset(&mut self) -> Result<(), SynchronousError>;
 }
 
-impl<B: crate::backend::Backend> Transport for Synchronous<B> {
-    fn run(&mut self, command: &[u8]) -> Result<&[u8], BackendError> {
+impl<B: crate::backend::Backend> Transport for Synchronous<'_, B> {
+    fn run(&mut self, command: &[u8]) -> Result<&[u8], SynchronousError> {
         self.execute(command)
     }
 
-    fn reset(&mut self) -> Result<(), BackendError> {
+    fn reset(&mut self) -> Result<(), SynchronousError> {
         self.initialize()
     }
 }
@@ -151,11 +150,11 @@ mod tests {
     struct Canned(Vec<u8>);
 
     impl Transport for Canned {
-        fn run(&mut self, _: &[u8]) -> Result<&[u8], BackendError> {
+        fn run(&mut self, _: &[u8]) -> Result<&[u8], SynchronousError> {
             Ok(&self.0)
         }
 
-        fn reset(&mut self) -> Result<(), BackendError> {
+        fn reset(&mut self) -> Result<(), SynchronousError> {
             Ok(())
         }
     }

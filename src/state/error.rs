@@ -92,6 +92,15 @@ pub enum StateError {
         /// A file of swtpm's.
         name: &'static str,
     },
+    /// Not a folder but a device, as of the host's TPM.
+    #[error(
+        "{} is a device and no state folder: the state of the host's TPM cannot leave its chip, so it cannot be exported, \
+         copied or moved", path.display()
+    )]
+    Device {
+        /// The device.
+        path: PathBuf,
+    },
     /// The folder is the embedded TPM's.
     #[error(
         "the state folder has the state of the embedded TPM ({name}), beside which swtpm would begin with a new TPM; move it \

@@ -3,15 +3,17 @@
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::SystemTime;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, getpid, test_kill_process};
 
 use super::file::{self, Identity, Label};
 use super::{Anchor, Blob, Contents, Key, StateError, StateFile, every_blob};
@@ -22,6 +24,9 @@ mod install;
 pub use install::check_together;
 
 const LOCK: &str = "lock";
+
+/// How long the worker of a server that is gone may hold the lock.
+const LINGERING: Duration = Duration::from_secs(2);
 
 /// Permanent state as swtpm names it.
 const SWTPM_FILES: [&str; 2] = ["tpm2-00.permall", "tpm-00.permall"];
@@ -46,6 +51,9 @@ impl StateFolder {
     /// [`StateError::Open`], and [`StateError::Locked`] with the holder's process id.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let failed = |reason: io::Error| StateError::Open { path: path.to_owned(), reason };
+        if path.metadata().is_ok_and(|metadata| metadata.file_type().is_char_device()) {
+            return Err(StateError::Device { path: path.to_owned() });
+        }
         create(path).map_err(failed)?;
         let dir = File::open(path).map_err(failed)?;
         let metadata = dir.metadata().map_err(failed)?;
@@ -65,7 +73,7 @@ impl StateFolder {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let lock = openat(&dir, LOCK, flags, Mode::from_bits_truncate(0o600)).map_err(|errno| failed(errno.into()))?;
         let mut lock = File::from(lock);
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        match take(&mut lock) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 return Err(StateError::Locked { path: path.to_owned(), holder: holder_of(&mut lock) });
@@ -344,6 +352,27 @@ fn create(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Takes the lock, or gives `WOULDBLOCK`. A server that was killed leaves it to a worker that is about to end as well, and a
+/// process that is just being started has a copy of whatever its starter has: both are waited for, so that a service manager
+/// can start the next server at once.
+fn take(lock: &mut File) -> Result<(), rustix::io::Errno> {
+    let end = Instant::now().checked_add(LINGERING);
+    loop {
+        match flock(&*lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if end > Some(Instant::now()) && holder_is_gone(lock) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Whether the process that a lock file names is none that runs, or this one.
+fn holder_is_gone(lock: &mut File) -> bool {
+    let holder = holder_of(lock).parse().ok().and_then(Pid::from_raw);
+    holder.is_some_and(|holder| holder == getpid() || test_kill_process(holder) == Err(rustix::io::Errno::SRCH))
 }
 
 /// What a lock file says of the process that holds it; untrusted, so bounded and checked.

@@ -166,8 +166,8 @@ pub trait Device {
         true
     }
 
-    /// Why the device can serve no client any more, if that is so; asked before each wait for events. The server then ends
-    /// with this error, and neither stops the device nor waits for it.
+    /// Why the device can serve no client any more, if that is so; asked before each wait for events. The server then stops
+    /// the device and ends with this error.
     fn take_failure(&mut self) -> Option<DeviceFailure> {
         None
     }

@@ -37,6 +37,10 @@ const ACCEPT_BUDGET: u32 = 16;
 /// waits, it may take its time: it might be stopped in a debugger.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
+/// Signals to end that come within this time are one: timeout(1), for example, sends to a process and to its group, and a
+/// terminal and a service manager may both mean it.
+const ONE_WISH: Duration = Duration::from_secs(1);
+
 /// How long accepting rests when the system has no descriptor or memory for it, or too many descriptors are to be closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -77,8 +81,10 @@ pub struct Server {
     /// Accepting has failed, and rests until then.
     paused_until: Option<Instant>,
     stopping: bool,
-    /// A signal to end has come; a second one does not wait.
-    signalled: bool,
+    /// Why the device can serve no more.
+    failure: Option<DeviceFailure>,
+    /// When the signal to end has come; a second one does not wait.
+    signalled: Option<Instant>,
     /// The process whose signals alone count, as long as it is our parent.
     parent: Option<u32>,
 }
@@ -100,7 +106,8 @@ impl Server {
             arrivals: true,
             paused_until: None,
             stopping: false,
-            signalled: false,
+            failure: None,
+            signalled: None,
             parent: None,
         };
         match listener.source {
@@ -147,15 +154,16 @@ impl Server {
     fn serve(&mut self, device: &mut dyn Device, signals: &SignalFd) -> Result<(), ServerError> {
         let mut events = Events::with_capacity(64);
         loop {
-            if let Some(failure) = device.take_failure() {
-                return Err(ServerError::Device(failure));
+            if let Some(failure) = device.take_failure().filter(|_| self.failure.is_none()) {
+                self.failure = Some(failure);
+                self.stop(device);
             }
             if !self.stopping && self.listener.is_none() && self.client.is_none() {
                 log::info!("the only client is gone");
                 self.stop(device);
             }
             if self.stopping && device.stopped() {
-                return Ok(());
+                return self.failure.take().map_or(Ok(()), |failure| Err(ServerError::Device(failure)));
             }
             match self.poll.poll(&mut events, self.timeout(device)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => events.clear(),
@@ -202,10 +210,11 @@ impl Server {
         }
         match name {
             None => Ok(()),
-            Some(_) if self.signalled => Err(ServerError::Interrupted),
+            Some(_) if self.signalled.is_some_and(|first| first.elapsed() >= ONE_WISH) => Err(ServerError::Interrupted),
+            Some(_) if self.signalled.is_some() => Ok(()),
             Some(number) => {
                 log::info!("ending, for signal {number}");
-                self.signalled = true;
+                self.signalled = Some(Instant::now());
                 if !self.stopping {
                     self.stop(device);
                 }

@@ -15,7 +15,7 @@ use nix::unistd::{read, write};
 
 use super::frame::DeviceProperties;
 use super::process::HeldTpm;
-use crate::tpm::{BUFFER_SIZE, Fault, Header, Locality, fault_response};
+use crate::tpm::{BUFFER_SIZE, Fault, Header, Locality, TpmVersion, fault_response};
 
 /// Most responses that are thrown away before the first command. Linux keeps one.
 const MAX_OLD_RESPONSES: usize = 4;
@@ -29,7 +29,8 @@ pub(crate) fn open_path_descriptor(path: BorrowedFd<'_>) -> nix::Result<OwnedFd>
 /// A TPM of the host.
 pub(super) struct DeviceTpm {
     device: Device,
-    properties: DeviceProperties,
+    /// None while it is not known what the device is.
+    properties: Option<DeviceProperties>,
     /// What has gone wrong since the last reset, to say each thing once.
     complaints: Vec<Trouble>,
 }
@@ -48,12 +49,13 @@ enum Device {
 enum Trouble {
     Errno(Errno),
     Empty,
+    Malformed,
     TooLong,
 }
 
 impl DeviceTpm {
     /// A TPM behind an open device, or behind the path of a device that it opens itself.
-    pub(super) fn new(device: OwnedFd, properties: DeviceProperties) -> Result<Self, String> {
+    pub(super) fn new(device: OwnedFd, properties: Option<DeviceProperties>) -> Result<Self, String> {
         let flags = fcntl(&device, FcntlArg::F_GETFL).map_err(|errno| format!("the device is no file: {errno}"))?;
         let device = if OFlag::from_bits_retain(flags).contains(OFlag::O_PATH) {
             Device::Shared { path: device, opened: None }
@@ -76,6 +78,7 @@ impl DeviceTpm {
                     "{trouble}: its driver has let go of it; when it is back, start this program and the VM again"
                 ));
             }
+            _ if self.properties.is_none() => return Err(trouble.to_string()),
             _ => {}
         }
         if !self.complaints.contains(&trouble) {
@@ -114,10 +117,11 @@ impl HeldTpm for DeviceTpm {
     }
 
     fn process(&mut self, locality: Locality, command: &[u8], response: &mut Vec<u8>) -> Result<(), String> {
+        let command_size = self.properties.map_or(BUFFER_SIZE, |properties| properties.command_size.into());
         let fault = if locality != Locality::ZERO {
             // Linux works at locality 0 only, and has no way to ask for another.
             Fault::Locality
-        } else if command.len() > usize::from(self.properties.command_size) || Header::of_whole(command).is_none() {
+        } else if command.len() > command_size || Header::of_whole(command).is_none() {
             Fault::CommandSize
         } else {
             let device = match &self.device {
@@ -126,11 +130,14 @@ impl HeldTpm for DeviceTpm {
             };
             match transact(device.as_fd(), command, response) {
                 Ok(()) => return Ok(()),
+                // Who asks what it is sees it as it is.
+                Err(Trouble::Malformed) if self.properties.is_none() => return Ok(()),
                 Err(trouble) => self.fault_for(trouble)?,
             }
         };
+        let version = self.properties.map_or(TpmVersion::V2_0, |properties| properties.version);
         response.clear();
-        response.extend_from_slice(&fault_response(self.properties.version, fault));
+        response.extend_from_slice(&fault_response(version, fault));
         Ok(())
     }
 
@@ -155,6 +162,7 @@ impl std::fmt::Display for Trouble {
         match self {
             Self::Errno(errno) => write!(f, "the TPM's device fails: {}", io::Error::from(*errno)),
             Self::Empty => f.write_str("the TPM's device gave no response"),
+            Self::Malformed => f.write_str("the TPM's device gave a response whose header does not fit its length"),
             Self::TooLong => write!(f, "the TPM's device gave a response of more than {BUFFER_SIZE} bytes"),
         }
     }
@@ -177,7 +185,7 @@ fn transact(device: BorrowedFd<'_>, command: &[u8], response: &mut Vec<u8>) -> R
         0 => Err(Trouble::Empty),
         1..=BUFFER_SIZE => {
             response.truncate(length);
-            Ok(())
+            Header::of_whole(response).map(drop).ok_or(Trouble::Malformed)
         }
         _ => Err(Trouble::TooLong),
     }

@@ -53,8 +53,9 @@ pub enum Request<'a> {
     /// cancel socket and, unless the TPM is ephemeral, the state folder, its lock and perhaps its rollback anchor.
     Start(TpmVersion, Option<&'a [u8; MASTER_SIZE]>),
     /// The first frame for a TPM that is a device of the host, never answered. With it come the cancel socket, the device
-    /// and, if there is one, the file that cancels its command.
-    StartDevice(DeviceProperties),
+    /// and, if there is one, the file that cancels its command. Without properties nobody knows yet what the device is: then
+    /// it is a failure if the device does not answer, and not the TPM's response.
+    StartDevice(Option<DeviceProperties>),
     /// `_TPM_Init`: power off, if on, and on again. Answered by [`Reply::Done`].
     Initialize,
     /// As [`Initialize`](Self::Initialize); a TPM that is made by it gets this profile, a text of libtpms.
@@ -106,7 +107,8 @@ impl<'a> Request<'a> {
         let size;
         let (kind, detail, payload): (_, _, &[u8]) = match self {
             Self::Start(version, key) => (START, version_number(version), key.map_or(&[], |key| key)),
-            Self::StartDevice(DeviceProperties { version, command_size }) => {
+            Self::StartDevice(None) => (START_DEVICE, 0, &[]),
+            Self::StartDevice(Some(DeviceProperties { version, command_size })) => {
                 size = command_size.to_ne_bytes();
                 (START_DEVICE, version_number(version), &size)
             }
@@ -133,12 +135,17 @@ impl<'a> Request<'a> {
                 (Some(version), Ok(key)) => Some(Self::Start(version, Some(key))),
                 _ => None,
             },
-            (START_DEVICE, false) => DeviceProperties::decode(header.detail, payload).map(Self::StartDevice),
-            (INITIALIZE, true) => Some(Self::Initialize),
-            (INITIALIZE_PROFILE, false) => std::str::from_utf8(payload).ok().map(Self::InitializeProfile),
+            (START_DEVICE, true) if header.detail == 0 => Some(Self::StartDevice(None)),
+            (START_DEVICE, false) => {
+                DeviceProperties::decode(header.detail, payload).map(|properties| Self::StartDevice(Some(properties)))
+            }
+            (INITIALIZE, true) if header.detail == 0 => Some(Self::Initialize),
+            (INITIALIZE_PROFILE, false) if header.detail == 0 => {
+                std::str::from_utf8(payload).ok().map(Self::InitializeProfile)
+            }
             (EXECUTE, false) => locality().map(|locality| Self::Execute(locality, payload)),
             (RESET_ESTABLISHED, true) => locality().map(Self::ResetEstablished),
-            (TERMINATE, true) => Some(Self::Terminate),
+            (TERMINATE, true) if header.detail == 0 => Some(Self::Terminate),
             _ => None,
         };
         Ok((header.sequence, request.ok_or_else(error)?))
@@ -308,7 +315,8 @@ mod tests {
         vec![
             Request::Start(TpmVersion::V1_2, None),
             Request::Start(TpmVersion::V2_0, Some(&[0x5a; MASTER_SIZE])),
-            Request::StartDevice(DeviceProperties { version: TpmVersion::V1_2, command_size: 1024 }),
+            Request::StartDevice(None),
+            Request::StartDevice(Some(DeviceProperties { version: TpmVersion::V1_2, command_size: 1024 })),
             Request::Initialize,
             Request::InitializeProfile("{\"Name\":\"default-v1\"}"),
             Request::Execute(Locality::FOUR, &[7; BUFFER_SIZE]),
@@ -356,6 +364,16 @@ mod tests {
     }
 
     #[test]
+    fn a_request_without_a_detail_has_none() {
+        for request in [Request::Initialize, Request::InitializeProfile("{}"), Request::Terminate] {
+            let mut frame = Vec::new();
+            request.encode(1, &mut frame);
+            frame[1] = 1;
+            assert!(Request::decode(&frame).is_err(), "{request:?}");
+        }
+    }
+
+    #[test]
     fn a_locality_above_4_is_refused() {
         let mut frame = Vec::new();
         Request::Execute(Locality::ZERO, &[0; 10]).encode(1, &mut frame);
@@ -367,7 +385,8 @@ mod tests {
     fn a_device_that_takes_no_header_or_more_than_the_buffer_is_refused() {
         let mut frame = Vec::new();
         for command_size in [0, 9, 4097] {
-            Request::StartDevice(DeviceProperties { version: TpmVersion::V2_0, command_size }).encode(1, &mut frame);
+            Request::StartDevice(Some(DeviceProperties { version: TpmVersion::V2_0, command_size }))
+                .encode(1, &mut frame);
             assert!(Request::decode(&frame).is_err());
         }
     }

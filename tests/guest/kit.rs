@@ -12,6 +12,8 @@ pub(crate) fn kit() -> &'static Path {
             || Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("target").join("guest-kit"),
             PathBuf::from,
         );
+        // Also for those who go to another folder.
+        let kit = std::path::absolute(kit).expect("the current folder");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/kit");
         let status = Command::new(&script).env("GUEST_KIT", &kit).status().expect("tests/guest/kit can be run");
         assert!(status.success(), "{} failed ({status}): its message is above", script.display());

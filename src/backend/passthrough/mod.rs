@@ -75,7 +75,7 @@ impl HostTpm {
         Self { name: "the given device".to_owned(), kind: Kind::Exclusive, device, cancel }
     }
 
-    fn start(&self, properties: DeviceProperties) -> (Request<'_>, Vec<BorrowedFd<'_>>) {
+    fn start(&self, properties: Option<DeviceProperties>) -> (Request<'_>, Vec<BorrowedFd<'_>>) {
         let descriptors = [Some(&self.device), self.cancel.as_ref()].into_iter().flatten().map(AsFd::as_fd).collect();
         (Request::StartDevice(properties), descriptors)
     }
@@ -117,7 +117,7 @@ impl PassthroughTpm {
 
 impl Task for PassthroughTpm {
     fn start(&self) -> (Request<'_>, Vec<BorrowedFd<'_>>) {
-        self.host.start(self.properties)
+        self.host.start(Some(self.properties))
     }
 
     /// Most chips have no cancel file, and not every driver acts on it.

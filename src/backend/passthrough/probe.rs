@@ -3,21 +3,20 @@
 //! Sources: TPM 2.0 Library Part 2 (`TPM_PT_MAX_COMMAND_SIZE`) and Part 3 (TPM2_GetCapability); TPM Main 1.2 Part 2
 //! (`TPM_CAP_PROP_INPUT_BUFFER`) and Part 3 (TPM_GetTicks, TPM_GetCapability).
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
 use super::{HostTpm, PassthroughTpm};
+use crate::backend::synchronous::{Patience, Synchronous, SynchronousError};
 use crate::backend::worker::{Task, WorkerBackend};
 use crate::backend::{Backend, BackendError};
 use crate::launch::Launcher;
-use crate::tpm::{BUFFER_SIZE, HEADER_SIZE, Header, Locality, TpmVersion};
+use crate::tpm::{BUFFER_SIZE, HEADER_SIZE, Header, TpmVersion};
 use crate::worker::frame::{DeviceProperties, Request};
 
-/// How long a chip may take to say what it is. Commands of other users of the chip come before ours.
+/// How long a chip may take for each of the questions what it is. Commands of other users of the chip come before ours.
 pub const PROBE_LIMIT: Duration = Duration::from_secs(60);
 /// How long the worker that asked may take to end. One that waits for a chip is left behind.
 const END_LIMIT: Duration = Duration::from_secs(2);
@@ -80,10 +79,23 @@ impl HostTpm {
         limit: Duration,
         interrupt: Option<BorrowedFd<'_>>,
     ) -> Result<PassthroughTpm, ProbeError> {
-        let mut prober = Prober::new(&self, worker, limit, interrupt);
-        let properties = prober.properties();
-        prober.end();
-        Ok(PassthroughTpm { properties: properties?, host: self })
+        let backend = WorkerBackend::new(Unknown(&self), worker);
+        let mut tpm = Synchronous::new(backend, Patience { limit, interrupt });
+        let properties = properties(&mut tpm);
+        // The next worker must not have to wait for this one. One that waits for the chip is left behind.
+        let _ = tpm.bury(END_LIMIT);
+        let properties = properties.map_err(|error| self.probe_error(error))?;
+        let properties = properties.ok_or_else(|| ProbeError::NoTpm(self.name.clone()))?;
+        Ok(PassthroughTpm { properties, host: self })
+    }
+
+    fn probe_error(&self, error: SynchronousError) -> ProbeError {
+        let name = self.name.clone();
+        match error {
+            SynchronousError::Backend(source) => ProbeError::Failed { name, source },
+            SynchronousError::NoAnswer(limit) => ProbeError::NoAnswer { name, limit },
+            SynchronousError::Interrupted => ProbeError::Interrupted(name),
+        }
     }
 }
 
@@ -92,112 +104,24 @@ struct Unknown<'a>(&'a HostTpm);
 
 impl Task for Unknown<'_> {
     fn start(&self) -> (Request<'_>, Vec<BorrowedFd<'_>>) {
-        self.0.start(DeviceProperties { version: TpmVersion::V2_0, command_size: UNKNOWN_SIZE })
+        self.0.start(None)
     }
 }
 
-struct Prober<'a> {
-    host: &'a HostTpm,
-    backend: WorkerBackend<Unknown<'a>>,
-    limit: Duration,
-    deadline: Instant,
-    interrupt: Option<BorrowedFd<'a>>,
-    /// A copy of the descriptor by which the worker is heard.
-    worker: Option<OwnedFd>,
-    response: Vec<u8>,
-}
-
-impl<'a> Prober<'a> {
-    fn new(
-        host: &'a HostTpm,
-        worker: impl Launcher + 'static,
-        limit: Duration,
-        interrupt: Option<BorrowedFd<'a>>,
-    ) -> Self {
-        let backend = WorkerBackend::new(Unknown(host), worker);
-        let deadline = deadline(limit);
-        Self { host, backend, limit, deadline, interrupt, worker: None, response: Vec::new() }
+/// What a chip says of itself; none if that is not a TPM's way of saying it.
+fn properties<B: Backend>(tpm: &mut Synchronous<'_, B>) -> Result<Option<DeviceProperties>, SynchronousError> {
+    tpm.initialize()?;
+    let answer = tpm.execute(&GET_MAX_COMMAND_SIZE)?;
+    if tag(answer) == Some(TPM_ST_NO_SESSIONS) {
+        let command_size = command_size(max_command_size(answer));
+        return Ok(Some(DeviceProperties { version: TpmVersion::V2_0, command_size }));
     }
-
-    fn properties(&mut self) -> Result<DeviceProperties, ProbeError> {
-        let begun = self.backend.initialize();
-        self.finish(begun)?;
-        let answer = self.run(&GET_MAX_COMMAND_SIZE)?;
-        if tag(answer) == Some(TPM_ST_NO_SESSIONS) {
-            let command_size = command_size(max_command_size(answer));
-            return Ok(DeviceProperties { version: TpmVersion::V2_0, command_size });
-        }
-        // To a command of the other version, a TPM 1.2 answers TPM_BADTAG; and one that is disabled, an error to these.
-        if tag(self.run(&GET_TICKS)?) != Some(TPM_TAG_RSP_COMMAND) {
-            return Err(ProbeError::NoTpm(self.host.name.clone()));
-        }
-        let command_size = command_size(input_buffer(self.run(&GET_INPUT_BUFFER)?));
-        Ok(DeviceProperties { version: TpmVersion::V1_2, command_size })
+    // To a command of the other version, a TPM 1.2 answers TPM_BADTAG; and one that is disabled, an error to these.
+    if tag(tpm.execute(&GET_TICKS)?) != Some(TPM_TAG_RSP_COMMAND) {
+        return Ok(None);
     }
-
-    fn run(&mut self, command: &[u8]) -> Result<&[u8], ProbeError> {
-        let begun = self.backend.execute(Locality::ZERO, command);
-        self.finish(begun)?;
-        Ok(&self.response)
-    }
-
-    /// Waits for the end of what has begun.
-    fn finish(&mut self, begun: Result<(), BackendError>) -> Result<(), ProbeError> {
-        begun.map_err(|source| self.failed(source))?;
-        loop {
-            let done = self.backend.poll(&mut self.response);
-            match done {
-                Some(Ok(_)) => return Ok(()),
-                Some(Err(source)) => return Err(self.failed(source)),
-                None => self.wait(self.interrupt)?,
-            }
-        }
-    }
-
-    fn failed(&self, source: BackendError) -> ProbeError {
-        ProbeError::Failed { name: self.host.name.clone(), source }
-    }
-
-    /// Waits for the worker to say something.
-    fn wait(&mut self, interrupt: Option<BorrowedFd<'_>>) -> Result<(), ProbeError> {
-        if let Some(descriptor) = self.backend.take_new_descriptor() {
-            let copy = descriptor.try_clone_to_owned();
-            self.worker = Some(copy.map_err(|error| self.failed(BackendError::Refused(error.to_string())))?);
-        }
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ProbeError::NoAnswer { name: self.host.name.clone(), limit: self.limit });
-        }
-        // Whole milliseconds: to wait a little too long is better than to turn around for nothing.
-        let timeout = PollTimeout::try_from(left.saturating_add(Duration::from_millis(1))).unwrap_or(PollTimeout::MAX);
-        let descriptors = [self.worker.as_ref().map(AsFd::as_fd), interrupt];
-        let mut ready: Vec<_> =
-            descriptors.into_iter().flatten().map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN)).collect();
-        match poll(&mut ready, timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(self.failed(BackendError::Refused(errno.to_string()))),
-        }
-        let interrupted = interrupt.is_some() && ready.last().and_then(PollFd::any) == Some(true);
-        if interrupted { Err(ProbeError::Interrupted(self.host.name.clone())) } else { Ok(()) }
-    }
-
-    /// Ends the worker, and waits for that a little: the next one must not have to.
-    fn end(mut self) {
-        self.backend.kill();
-        self.worker = None;
-        self.deadline = deadline(END_LIMIT);
-        while !self.backend.is_gone() {
-            let _ = self.backend.poll(&mut self.response);
-            if self.backend.is_gone() || self.wait(None).is_err() {
-                return;
-            }
-        }
-    }
-}
-
-fn deadline(limit: Duration) -> Instant {
-    let now = Instant::now();
-    now.checked_add(limit).unwrap_or(now)
+    let command_size = command_size(input_buffer(tpm.execute(&GET_INPUT_BUFFER)?));
+    Ok(Some(DeviceProperties { version: TpmVersion::V1_2, command_size }))
 }
 
 fn tag(response: &[u8]) -> Option<u16> {

@@ -208,3 +208,9 @@ fn looking_at_a_folder_does_not_create_it() {
     assert!(matches!(StateFolder::open_existing(&path), Err(StateError::Open { .. })));
     assert!(!path.exists());
 }
+
+#[test]
+fn a_device_is_told_to_keep_its_state() {
+    let error = StateFolder::open_existing(Path::new("/dev/null")).unwrap_err().to_string();
+    assert!(error.contains("cannot leave its chip"), "{error}");
+}

@@ -1,0 +1,64 @@
+//! The device's exported state as it comes back: taken only if a device can be in it, and then it behaves like one.
+
+use vfio_user_tpm::frontend::Effect;
+use vfio_user_tpm::frontend::tis::{Tis, TisConfig, TisState};
+use vfio_user_tpm::pci::{ConfigSpace, ConfigSpaceState, Identity, MemoryBar};
+use vfio_user_tpm::tpm::{BUFFER_SIZE, Header, TpmVersion};
+
+use super::tape::Tape;
+
+const IDENTITY: Identity = Identity { vendor_id: 0x7666, device_id: 0x5450, revision_id: 1, class_code: 0x10_8000 };
+
+pub fn run(data: &[u8]) {
+    let mut tape = Tape::new(data);
+    let version = if tape.flag() { TpmVersion::V2_0 } else { TpmVersion::V1_2 };
+    let config = TisConfig { version, vendor_id: 0x1014, device_id: 1, revision: 7, guest_locality_4: tape.flag() };
+    let json = tape.rest();
+    if let Ok(state) = serde_json::from_slice::<TisState>(json) {
+        registers(config, &state);
+    }
+    if let Ok(state) = serde_json::from_slice::<ConfigSpaceState>(json) {
+        configuration(&state);
+    }
+}
+
+fn registers(config: TisConfig, state: &TisState) {
+    let mut tis = match Tis::from_state(config, state) {
+        Ok(tis) => tis,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    assert_eq!(tis.state(), *state);
+    assert!(tis.command().is_empty() || tis.is_busy() && Header::of_whole(tis.command()).is_some());
+    // Whatever runs can be answered, and what is answered read; and the next command comes through.
+    tis.complete(&Header { tag: 0x8001, size: 10, code: 0 }.to_bytes());
+    assert!(!tis.is_busy());
+    let mut response = [0; 64];
+    (0..=BUFFER_SIZE / 64).for_each(|_| tis.read(0x80, &mut response));
+    for page in 0..4 {
+        for (register, data) in [(0, &[0x08][..]), (0x18, &[0x40]), (0x80, &[0x80, 1, 0, 0, 0, 10, 0, 0, 1, 0x44])] {
+            assert!(tis.write(page * 0x1000 + register, data).is_none_or(|effect| effect == Effect::Cancel));
+        }
+    }
+    let owner = (0..5).find(|page| {
+        let mut access = [0];
+        tis.read(page * 0x1000, &mut access);
+        access[0] & 0x20 != 0
+    });
+    let owner = owner.expect("locality 3 has seized the TPM, unless 4 had it");
+    if owner == 3 {
+        assert!(matches!(tis.write(0x3018, &[0x20]), Some(Effect::Execute(_))));
+    }
+}
+
+fn configuration(state: &ConfigSpaceState) {
+    let bar = MemoryBar::new(0x2_0000).expect("a power of two");
+    match ConfigSpace::from_state(IDENTITY, bar, state) {
+        Ok(mut config) => {
+            assert_eq!(config.state(), *state);
+            assert_eq!(config.bar0_address() & 0x1_ffff, 0);
+            config.reset();
+            assert_eq!(config, ConfigSpace::new(IDENTITY, bar));
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}

@@ -1,0 +1,22 @@
+//! What is fuzzed: one function for each target, which takes any bytes and panics where something is wrong.
+//!
+//! cargo-fuzz runs them with coverage (`fuzz_targets/`), and `tests/fuzz_smoke.rs` of the program with a few inputs in
+//! every test run. They see nothing of the program but what is public.
+
+pub mod anchor;
+pub mod archive;
+pub mod arguments;
+pub mod description;
+pub mod device_state;
+pub mod frames;
+pub mod registers;
+pub mod server;
+pub mod state_file;
+pub mod swtpm;
+pub mod swtpm_file;
+pub mod worker;
+
+mod log_lines;
+pub mod open_descriptors;
+mod tape;
+mod tis_model;
