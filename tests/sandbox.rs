@@ -164,18 +164,25 @@ const ATTEMPTS: [(&str, Attempt); 11] = [
         Errno::result(unsafe { libc::ptrace(libc::PTRACE_ATTACH, getppid().as_raw(), 0, 0) }).map(drop)
     }),
     ("signal", || kill(getppid(), None)),
-    ("thread", || std::thread::Builder::new().spawn(|| {}).map(drop).map_err(errno)),
+    ("thread", || std::thread::Builder::new().spawn(|| {}).map(drop).map_err(|error| errno(&error))),
     ("executable_memory", || map(libc::PROT_READ | libc::PROT_EXEC)),
     ("memory", || map(libc::PROT_READ | libc::PROT_WRITE)),
-    ("list", || fs::read_dir("/").map(drop).map_err(errno)),
+    ("list", || fs::read_dir("/").map(drop).map_err(|error| errno(&error))),
 ];
 
-fn errno(error: io::Error) -> Errno {
+fn errno(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
 fn open(path: &Path, write: bool) -> Result<(), Errno> {
-    fs::File::options().read(!write).write(write).create(write).truncate(false).open(path).map(drop).map_err(errno)
+    fs::File::options()
+        .read(!write)
+        .write(write)
+        .create(write)
+        .truncate(false)
+        .open(path)
+        .map(drop)
+        .map_err(|error| errno(&error))
 }
 
 fn map(protection: i32) -> Result<(), Errno> {

@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn every_list_makes_a_filter_and_names_each_call_once() {
-        for list in [&SERVER_CALLS[..], SERVER_CALLS_TO_ATTACH, WORKER_CALLS] {
+        for list in [SERVER_CALLS, SERVER_CALLS_TO_ATTACH, WORKER_CALLS] {
             program(list.iter(), SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
             assert_eq!(list.iter().map(|call| call.number).collect::<BTreeSet<_>>().len(), list.len());
         }
