@@ -10,6 +10,7 @@ use super::calls::{Call, NOT_EXECUTABLE, Only, call};
 const SIBLING: &str = "other versions of the C library make this one for the same";
 const NO_VDSO: &str = "only machines whose clock cannot be read in user space";
 const FAILURE: &str = "only when something fails that does not in tests";
+const END: &str = "the end of the program may be quicker than that of its threads";
 const PRESSURE: &str = "depends on how much memory was used before, and by which thread";
 
 /// With each backend.
@@ -50,7 +51,7 @@ pub const CALLS: &[Call] = &[
     // Signals and the end.
     call!(SYS_getppid, "whose signals count").unseen("only for a server of `run`, which strace would not be"),
     call!(SYS_exit_group, "the end"),
-    call!(SYS_exit, "the end of a thread that closes descriptors"),
+    call!(SYS_exit, "the end of a thread that closes descriptors").unseen(END),
     call!(SYS_restart_syscall, "waiting on after the process was stopped").unseen("only after SIGSTOP and SIGCONT"),
     // Memory and threads.
     call!(SYS_futex, "the threads that close descriptors"),
@@ -59,7 +60,7 @@ pub const CALLS: &[Call] = &[
     call!(SYS_munmap, "memory").unseen(PRESSURE),
     call!(SYS_mremap, "memory").unseen(PRESSURE),
     call!(SYS_mprotect, "memory of another thread").only(NOT_EXECUTABLE).unseen(PRESSURE),
-    call!(SYS_madvise, "memory, and the stack of a thread that ends"),
+    call!(SYS_madvise, "memory, and the stack of a thread that ends").unseen(END),
     call!(SYS_sigaltstack, "the end of a thread, and of the program"),
     call!(SYS_sched_getaffinity, "memory of another thread").unseen(PRESSURE),
     call!(SYS_sched_yield, "a queue between threads").unseen("only when two threads meet at one moment"),
