@@ -65,6 +65,22 @@ fn run_starts_a_guest_with_its_tpm_and_ends_both() {
 }
 
 #[test]
+fn an_swtpm_serves_a_guest_and_keeps_its_state_over_a_reboot() {
+    let dir = state_dir();
+    let args = ["--backend=swtpm", "--swtpm-exec", "--state-dir"].map(Into::into);
+    let server = Server::with_args(&[&args[..], &[dir.path().into()]].concat());
+    let mut guest = boot(&server);
+    TPM.write_nv(&mut guest, "kept by swtpm");
+    guest.check("tpm2_pcrextend 16:sha256=0000000000000000000000000000000000000000000000000000000000000001");
+    guest.reboot();
+    TPM.assert_nv(&mut guest, "kept by swtpm");
+    assert_eq!(TPM.pcr(&mut guest, 16), TPM.zero());
+    assert_no_lockout(&mut guest);
+    guest.quit();
+    assert!(server.terminate().success());
+}
+
+#[test]
 fn tpm2_tools_work() {
     let server = Server::start();
     let mut guest = boot(&server);

@@ -171,6 +171,9 @@ fn verify_needs_the_right_key_to_try_a_seal_and_says_if_it_has_none() {
     place.run("verify --state-dir state --key-file other-key").fails(&["another key"]);
     Place::plain().run("verify --state-dir state --key-file key").fails(&["not sealed", "state rekey"]);
     Place::empty().run("verify --state-dir .").fails(&["no state"]);
+    let place = Place::plain();
+    place.run("verify --state-dir state --rollback-anchor mistyped").fails(&["mistyped is not there"]);
+    assert!(!place.path("mistyped").exists());
 }
 
 #[test]
@@ -293,6 +296,36 @@ fn an_import_answers_to_the_anchor_too() {
     place.run(&format!("import {anchored} newest")).ok();
     place.run(&format!("import --force {anchored} old")).ok();
     place.run(&format!("verify {anchored}")).ok();
+}
+
+#[test]
+fn a_wrong_key_makes_no_anchor() {
+    let place = Place::sealed();
+    let anchored = "--state-dir state --rollback-anchor anchor";
+    for (key, expected) in [("--key-file other-key", "another key"), ("", "no key was given")] {
+        place.run(&format!("anchor {anchored} {key}")).fails(&[expected]);
+        assert!(!place.path("anchor").exists());
+    }
+    place.run(&format!("anchor {anchored} --key-file key")).ok();
+    place.run(&format!("verify {anchored} --key-file key")).ok();
+}
+
+#[test]
+fn a_new_tpm_gets_an_anchor_of_its_own() {
+    let place = Place::plain();
+    place.run("anchor --state-dir state --rollback-anchor anchor").ok();
+    place.run("init --state-dir new --ca-dir ca --rollback-anchor anchor").fails(&["an anchor of its own"]);
+    assert!(!place.path("new").exists() && !place.path("ca").exists());
+    place.run("init --state-dir new --no-certificates --rollback-anchor new-anchor").ok();
+    place.run("verify --state-dir new --rollback-anchor new-anchor").ok();
+}
+
+#[test]
+fn an_exported_file_has_no_anchor_to_be_held_against() {
+    let place = Place::plain();
+    place.run("export --state-dir state file").ok();
+    place.run("verify file --rollback-anchor anchor").fails(&["--rollback-anchor", "--state-dir"]);
+    assert!(!place.path("anchor").exists());
 }
 
 #[test]

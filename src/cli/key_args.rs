@@ -44,6 +44,14 @@ impl KeyArgs {
         self.rollback_anchor.is_some()
     }
 
+    /// Refuses a rollback anchor that would be made now: for who only looks.
+    pub(super) fn needs_existing_anchor(&self) -> anyhow::Result<()> {
+        match &self.rollback_anchor {
+            Some(path) if !path.exists() => bail!("the rollback anchor {} is not there", path.display()),
+            _ => Ok(()),
+        }
+    }
+
     /// The number of the descriptor to read the key from.
     pub(super) fn descriptor(&self) -> Option<RawFd> {
         self.key_fd
@@ -63,6 +71,10 @@ impl KeyArgs {
     pub(super) fn protect(&self, folder: StateFolder) -> anyhow::Result<StateFolder> {
         let folder = folder.with_key(self.key()?);
         let anchor = self.rollback_anchor.as_deref();
+        if anchor.is_some_and(|path| !path.exists()) {
+            // One that is made with a wrong key would keep the right one out.
+            folder.check_key()?;
+        }
         let anchor = anchor.map(|path| Anchor::open(path, folder.key())).transpose()?;
         Ok(folder.with_anchor(anchor))
     }

@@ -36,6 +36,8 @@ struct Child {
     process: Started,
     control: OwnedFd,
     killed: bool,
+    /// A copy of its standard input: the server finds that closed only after it has been told why.
+    _stdin: OwnedFd,
 }
 
 /// Removes the file of the server's socket, if it has this device's and inode's number.
@@ -82,12 +84,12 @@ pub fn run(socket: BorrowedFd<'_>, program: Option<&Program>, remover: Option<Re
                 };
                 let program = program.ok_or(SpawnerError::Protocol)?;
                 let started = if children.len() < MAX_PROCESSES {
-                    Started::start(program, stdin)
+                    stdin.try_clone().and_then(|copy| Started::start(program, copy))
                 } else {
                     Err(io::Error::other("too many processes"))
                 };
                 match started {
-                    Ok(process) => children.push(Child { process, control, killed: false }),
+                    Ok(process) => children.push(Child { process, control, killed: false, _stdin: stdin }),
                     Err(error) => tell(&control, &format!("cannot start {}", program.explain(&error))),
                 }
             }
