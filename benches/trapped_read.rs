@@ -1,5 +1,6 @@
 //! What a trapped register read costs over the socket, against a bare ping-pong of messages of the same sizes between
-//! two processes, and against a server made of the `vfio_user` crate whose registers are constants. All are measured in
+//! two processes, against the same server without confinement, and against a server made of the `vfio_user` crate whose
+//! registers are constants. All are measured in
 //! turns within one run, so that a noisy machine disturbs them alike, and with both sides on one CPU and on two: waking
 //! a CPU that sleeps costs more than everything else.
 //!
@@ -37,6 +38,9 @@ fn main() {
     let server = Server::start();
     let mut device = negotiated(RawClient::connect(&server.socket()));
 
+    let unconfined_server = Server::with_args(&["--sandbox=none".into()]);
+    let mut unconfined = negotiated(RawClient::connect(&unconfined_server.socket()));
+
     let (mut bare, theirs) = UnixStream::pair().expect("socket pair");
     let mut echo = start("echo", theirs.into());
 
@@ -47,20 +51,23 @@ fn main() {
 
     for (name, cpu) in [("one CPU", 0), ("two CPUs", 1)] {
         place(Pid::from_raw(0), 0);
-        for process in [server.pid(), pid(&echo), pid(&other)] {
+        for process in [server.pid(), unconfined_server.pid(), pid(&echo), pid(&other)] {
             place(process, cpu);
         }
-        let [mut device_times, mut bare_times, mut crate_times] = [const { Vec::new() }; 3];
+        let [mut device_times, mut unconfined_times, mut bare_times, mut crate_times] = [const { Vec::new() }; 4];
         for _ in 0..ROUNDS {
             device_times.push(round(&mut device.stream));
+            unconfined_times.push(round(&mut unconfined.stream));
             bare_times.push(round(&mut bare));
             crate_times.push(round(&mut by_crate.stream));
         }
-        let [device, bare, by_crate] = [device_times, bare_times, crate_times].map(median);
+        let [device, unconfined, bare, by_crate] =
+            [device_times, unconfined_times, bare_times, crate_times].map(median);
         println!(
             "{name:8}  bare ping-pong {bare:7.2} µs   trapped read {device:7.2} µs, {:.2} times that   \
-             vfio_user crate {by_crate:7.2} µs, {:.2} times",
+             unconfined {unconfined:7.2} µs, {:.2} times   vfio_user crate {by_crate:7.2} µs, {:.2} times",
             device / bare,
+            unconfined / bare,
             by_crate / bare,
         );
     }

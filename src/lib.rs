@@ -21,6 +21,7 @@ pub mod log_limit;
 pub mod manufacture;
 pub mod pci;
 pub mod platform;
+pub mod sandbox;
 pub mod state;
 pub mod tpm;
 pub mod vfio_user;

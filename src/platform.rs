@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use zeroize::{Zeroize, Zeroizing};
+
 use crate::tpm::{Header, TpmVersion};
 
 const TPM_TAG_RQU_COMMAND: u16 = 0x00c1;
@@ -47,6 +49,13 @@ pub struct Step {
     pub name: &'static str,
     /// The whole command.
     pub command: Vec<u8>,
+}
+
+/// The command may hold a secret, which is gone with it.
+impl Drop for Step {
+    fn drop(&mut self) {
+        self.command.zeroize();
+    }
 }
 
 /// The command may hold a secret.
@@ -112,10 +121,10 @@ impl Platform {
             }
             (StartupPolicy::Clear, TpmVersion::V2_0) => {
                 let startup = command(TPM_ST_NO_SESSIONS, TPM_CC_STARTUP, &[&TPM_SU_CLEAR]);
-                let mut auth = [0; PLATFORM_AUTH_SIZE];
-                getrandom::fill(&mut auth)?;
+                let mut auth = Zeroizing::new([0; PLATFORM_AUTH_SIZE]);
+                getrandom::fill(&mut *auth)?;
                 let [_, size] = PLATFORM_AUTH_SIZE.to_be_bytes().last_chunk().copied().unwrap_or_default();
-                let parameters: [&[u8]; 4] = [&TPM_RH_PLATFORM, &EMPTY_PASSWORD, &[0, size], &auth];
+                let parameters: [&[u8]; 4] = [&TPM_RH_PLATFORM, &EMPTY_PASSWORD, &[0, size], &*auth];
                 let close = command(TPM_ST_SESSIONS, TPM_CC_HIERARCHY_CHANGE_AUTH, &parameters);
                 vec![
                     Step { name: "TPM2_Startup(CLEAR)", command: startup },
@@ -162,7 +171,7 @@ fn shutdown_clear() -> Vec<u8> {
 }
 
 fn command(tag: u16, code: u32, parts: &[&[u8]]) -> Vec<u8> {
-    let body = parts.concat();
+    let body = Zeroizing::new(parts.concat());
     let size = u32::try_from(crate::tpm::HEADER_SIZE.saturating_add(body.len())).unwrap_or(u32::MAX);
     [&Header { tag, size, code }.to_bytes()[..], &body].concat()
 }

@@ -1,7 +1,8 @@
 //! The spawner: the built program, asked for processes by the server's side of its protocol.
 
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vfio_user_tpm::launch::{Launcher, Process, Program, Spawner, SpawnerConfig};
@@ -11,7 +12,8 @@ fn spawner(command: &[&str]) -> Spawner {
     Spawner::start(SpawnerConfig {
         spawner: env!("CARGO_BIN_EXE_vfio-user-tpm").into(),
         log_level: log::LevelFilter::Warn,
-        program: Program { path: path.into(), arguments: arguments.iter().map(Into::into).collect() },
+        program: Some(Program { path: path.into(), arguments: arguments.iter().map(Into::into).collect() }),
+        socket: None,
     })
     .unwrap()
 }
@@ -112,4 +114,46 @@ fn a_server_gets_a_few_processes_and_no_more_until_one_has_ended() {
     let (mut another, _stdin) = spawn(&spawner);
     another.kill();
     assert!(end_of(&mut another).contains("SIGKILL"));
+}
+
+fn remover(socket: &std::path::Path) -> Spawner {
+    Spawner::start(SpawnerConfig {
+        spawner: env!("CARGO_BIN_EXE_vfio-user-tpm").into(),
+        log_level: log::LevelFilter::Warn,
+        program: None,
+        socket: Some(socket.to_owned()),
+    })
+    .unwrap()
+}
+
+#[test]
+fn the_servers_socket_is_removed_and_no_other_in_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let _listener = UnixListener::bind(&path).unwrap();
+    let numbers = std::fs::metadata(&path).unwrap();
+    let spawner = remover(&path);
+    spawner.remove_socket(numbers.dev(), numbers.ino() ^ 1).unwrap();
+    assert!(path.exists());
+    spawner.remove_socket(numbers.dev(), numbers.ino()).unwrap();
+    assert!(!path.exists());
+    // Gone already.
+    spawner.remove_socket(numbers.dev(), numbers.ino()).unwrap();
+}
+
+#[test]
+fn a_socket_that_cannot_be_removed_is_told() {
+    // A folder in its place.
+    let folder = tempfile::tempdir().unwrap();
+    let numbers = std::fs::metadata(folder.path()).unwrap();
+    let error = remover(folder.path()).remove_socket(numbers.dev(), numbers.ino()).unwrap_err();
+    assert!(error.to_string().contains("directory"), "{error}");
+}
+
+#[test]
+fn a_spawner_does_only_what_its_command_line_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut process, _stdin) = spawn(&remover(&folder.path().join("socket")));
+    assert!(end_of(&mut process).contains("spawner is gone"));
+    assert!(spawner(&["cat"]).remove_socket(0, 0).is_err());
 }

@@ -112,10 +112,7 @@ impl<T: Task> WorkerBackend<T> {
         let (start, theirs) = self.task.start();
         let mut descriptors = vec![their_cancel.as_fd()];
         descriptors.extend(theirs);
-        let sent = worker.send(start, &mut self.frame, &descriptors);
-        // A key may be in it.
-        self.frame.zeroize();
-        Ok(sent?)
+        Ok(worker.send(start, &mut self.frame, &descriptors)?)
     }
 
     fn begin(&mut self, request: Request<'_>) -> Result<(), BackendError> {
@@ -153,7 +150,10 @@ impl Worker {
     fn send(&mut self, request: Request<'_>, frame: &mut Vec<u8>, descriptors: &[BorrowedFd<'_>]) -> nix::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         request.encode(self.sequence, frame);
-        frame::send(self.socket.as_fd(), frame, descriptors)
+        let sent = frame::send(self.socket.as_fd(), frame, descriptors);
+        // A key may be in it, and a guest's passwords.
+        frame.zeroize();
+        sent
     }
 }
 
@@ -229,6 +229,8 @@ impl<T: Task> Backend for WorkerBackend<T> {
             Ok((_, Reply::Response(bytes))) => {
                 response.clear();
                 response.extend_from_slice(bytes);
+                // What a TPM unseals.
+                self.buffer.as_mut_slice().zeroize();
                 Ok(Done::Response)
             }
             // From a process that may have been taken over: no control characters in the log.

@@ -51,7 +51,7 @@ fn number(text: &str) -> Option<u32> {
     text.parse().ok().filter(|&number| number != u32::MAX)
 }
 
-fn group(text: &str) -> Result<Gid, String> {
+pub(super) fn group(text: &str) -> Result<Gid, String> {
     if let Some(number) = number(text) {
         return Ok(Gid::from_raw(number));
     }

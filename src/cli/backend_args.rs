@@ -2,13 +2,14 @@
 
 use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use log::LevelFilter;
 
 use super::key_args::KeyArgs;
+use super::sandbox_args::SandboxArgs;
 use crate::backend::Backend;
 use crate::backend::embedded::{Embedded, EmbeddedTpm};
 use crate::backend::passthrough::{self, HostTpm, PROBE_LIMIT, Passthrough};
@@ -76,6 +77,23 @@ pub(super) enum BackendConfig {
     SwtpmOwned { program: PathBuf, arguments: Vec<OsString>, state_dir: PathBuf },
     /// The host's TPM.
     Host { tpm_path: PathBuf, cancel_path: Option<PathBuf> },
+}
+
+/// The server around a backend.
+#[derive(Debug)]
+pub(super) struct Surroundings<'a> {
+    pub(super) log_level: LevelFilter,
+    pub(super) sandbox: &'a SandboxArgs,
+    /// The socket that it will make.
+    pub(super) socket: Option<&'a Path>,
+    /// Becomes readable to end a wait for the host's TPM.
+    pub(super) interrupt: BorrowedFd<'a>,
+}
+
+/// A backend, and a process that starts others and removes the socket.
+pub(super) struct OpenBackend {
+    pub(super) backend: Box<dyn Backend>,
+    pub(super) helper: Option<Spawner>,
 }
 
 impl BackendArgs {
@@ -175,21 +193,23 @@ impl BackendConfig {
         }
     }
 
-    /// Opens what the TPM needs and takes its locks; the TPM itself is started by the engine.
-    /// `interrupt` becomes readable to end a wait for the host's TPM.
-    pub(super) fn open(
-        self,
-        version: TpmVersion,
-        log_level: LevelFilter,
-        interrupt: BorrowedFd<'_>,
-    ) -> anyhow::Result<Box<dyn Backend>> {
+    /// Opens what the TPM needs and takes its locks; the TPM itself is started by the engine. Gives the process that does
+    /// what a confined server cannot, if there is anything to do.
+    pub(super) fn open(self, version: TpmVersion, server: &Surroundings<'_>) -> anyhow::Result<OpenBackend> {
         let this_program = PathBuf::from("/proc/self/exe");
-        let worker = || Program::ourselves(this_program.clone(), worker::SUBCOMMAND, log_level);
-        let spawner = |program| {
-            let config = SpawnerConfig { spawner: this_program.clone(), log_level, program };
+        let worker = || {
+            let mut worker = Program::ourselves(this_program.clone(), worker::SUBCOMMAND, server.log_level);
+            worker.arguments.extend(server.sandbox.to_args());
+            worker
+        };
+        let start = |program| {
+            let socket = server.socket.map(std::path::absolute).transpose()?;
+            let config = SpawnerConfig { spawner: this_program.clone(), log_level: server.log_level, program, socket };
             Spawner::start(config).context("cannot start a process")
         };
-        Ok(match self {
+        let mut helper = None;
+        let mut spawner = |program| anyhow::Ok(helper.insert(start(Some(program))?).clone());
+        let backend: Box<dyn Backend> = match self {
             Self::Embedded { state_dir, keys } => {
                 let state = state_dir.as_deref().map(StateFolder::open).transpose()?;
                 let state = state.map(|folder| keys.protect(folder)).transpose()?;
@@ -204,6 +224,7 @@ impl BackendConfig {
             }
             Self::SwtpmAttached { control } => {
                 log::info!("TPM {version} of the swtpm on {}", control.display());
+                helper = server.socket.map(|_| start(None)).transpose()?;
                 Box::new(Swtpm::new(SwtpmConfig { version, place: Place::Attach { control } }))
             }
             Self::SwtpmOwned { program, arguments, state_dir } => {
@@ -223,7 +244,7 @@ impl BackendConfig {
             }
             Self::Host { tpm_path, cancel_path } => {
                 let host = HostTpm::open(&tpm_path, cancel_path.as_deref())?;
-                let tpm = host.probe(worker(), PROBE_LIMIT, Some(interrupt))?;
+                let tpm = host.probe(worker(), PROBE_LIMIT, Some(server.interrupt))?;
                 if tpm.version() != version {
                     let (path, found) = (tpm_path.display(), tpm.version());
                     bail!("{path} is a TPM {found}, and a TPM {version} was to be served: give --tpm-version={found}");
@@ -231,7 +252,16 @@ impl BackendConfig {
                 tpm.warn();
                 Box::new(Passthrough::new(tpm, spawner(worker())?))
             }
-        })
+        };
+        Ok(OpenBackend { backend, helper })
+    }
+
+    /// The socket of an swtpm that somebody else runs, to which a server connects again and again.
+    pub(super) fn attaches_to(&self) -> Option<&Path> {
+        match self {
+            Self::SwtpmAttached { control } => Some(control),
+            _ => None,
+        }
     }
 
     /// What a description says of it.

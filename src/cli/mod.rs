@@ -9,6 +9,7 @@ mod inherited;
 mod key_args;
 mod ready;
 mod run;
+mod sandbox_args;
 mod serve;
 mod signals;
 mod spawner;

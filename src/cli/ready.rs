@@ -13,20 +13,32 @@ pub(super) const VARIABLE: &str = "NOTIFY_SOCKET";
 
 const READY: &[u8] = b"READY=1";
 
-/// Tells it, if anybody wants to know.
-pub(super) fn announce() {
-    let Some(name) = std::env::var_os(VARIABLE).filter(|name| !name.is_empty()) else { return };
-    let address = match name.as_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&name),
-    };
-    let sent = address.and_then(|address| {
-        let socket = UnixDatagram::unbound()?;
-        socket.set_nonblocking(true)?;
-        socket.send_to_addr(READY, &address)
-    });
-    if let Err(error) = sent {
-        log::warn!("cannot tell {VARIABLE} {name:?} that the TPM is up: {error}");
+/// Whom to tell that the TPM is up.
+#[derive(Debug)]
+pub(super) struct Starter(UnixDatagram);
+
+impl Starter {
+    /// The one that wants to know, if any does: connected to it already, since a server that is confined cannot connect.
+    pub(super) fn find() -> Option<Self> {
+        let name = std::env::var_os(VARIABLE).filter(|name| !name.is_empty())?;
+        let address = match name.as_bytes().strip_prefix(b"@") {
+            Some(name) => SocketAddr::from_abstract_name(name),
+            None => SocketAddr::from_pathname(&name),
+        };
+        let connected = address.and_then(|address| {
+            let socket = UnixDatagram::unbound()?;
+            socket.set_nonblocking(true)?;
+            socket.connect_addr(&address)?;
+            Ok(Self(socket))
+        });
+        connected.inspect_err(|error| log::warn!("cannot reach {VARIABLE} {name:?}: {error}")).ok()
+    }
+
+    /// Tells it that the TPM is up.
+    pub(super) fn tell(self) {
+        if let Err(error) = self.0.send(READY) {
+            log::warn!("cannot tell {VARIABLE} that the TPM is up: {error}");
+        }
     }
 }
 

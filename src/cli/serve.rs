@@ -1,7 +1,7 @@
 //! Serving the TPM: the program without a subcommand.
 
 use std::os::fd::{AsFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
@@ -10,8 +10,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Uid;
 
 use super::access_args::AccessArgs;
-use super::backend_args::{BackendArgs, BackendConfig};
+use super::backend_args::{BackendArgs, BackendConfig, OpenBackend, Surroundings};
 use super::device_args::{DeviceArgs, description_of};
+use super::sandbox_args::{SandboxArgs, UserArgs};
 use super::{inherited, log_level, ready, signals, start_log};
 use crate::acpi::TpmDevice as DeviceDescription;
 use crate::description::Description;
@@ -19,7 +20,12 @@ use crate::device::TpmDevice;
 use crate::engine::{Engine, Wakeup};
 use crate::frontend::tis::TisConfig;
 use crate::platform::{Platform, StartupPolicy};
+use crate::sandbox::{self, Grant, NewUser, SERVER_CALLS, SERVER_CALLS_TO_ATTACH};
 use crate::vfio_user::{DEVICE_TOKEN, Listener, Server, SocketClaim, SocketRights};
+
+/// Descriptors that may be open, if the system allows as many: those that clients have sent and that are not closed yet are
+/// the most.
+const MAX_OPEN: u64 = 1024;
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
@@ -32,6 +38,9 @@ pub(super) struct ServeArgs {
     /// Also write what a VMM needs to attach the device into this folder (see `describe`)
     #[arg(long, value_name = "DIR", requires = "socket_path")]
     description: Option<PathBuf>,
+
+    #[command(flatten)]
+    user: UserArgs,
 
     #[command(flatten)]
     tpm: TpmArgs,
@@ -62,6 +71,9 @@ pub(super) struct TpmArgs {
     /// pretend to have been launched anew
     #[arg(long)]
     guest_locality_4: bool,
+
+    #[command(flatten)]
+    pub(super) sandbox: SandboxArgs,
 
     /// What to log to standard error
     #[arg(long, default_value = "info", value_name = "LEVEL", value_parser = log_level())]
@@ -108,6 +120,8 @@ struct Config {
     startup: StartupPolicy,
     reset_on_connect: bool,
     obey_parent_only: bool,
+    sandbox: SandboxArgs,
+    user: Option<NewUser>,
     log_level: log::LevelFilter,
 }
 
@@ -115,7 +129,7 @@ impl TryFrom<ServeArgs> for Config {
     type Error = anyhow::Error;
 
     fn try_from(args: ServeArgs) -> anyhow::Result<Self> {
-        let ServeArgs { socket, access, description, tpm: args, obey_parent_only } = args;
+        let ServeArgs { socket, access, description, user: UserArgs { user }, tpm: args, obey_parent_only } = args;
         let (backend, device) = args.backend_and_device()?;
         let endpoint = match (socket.socket_path, socket.fd) {
             (Some(path), None) => Endpoint::Path(path),
@@ -163,8 +177,19 @@ impl TryFrom<ServeArgs> for Config {
             startup,
             reset_on_connect: args.reset_on_connect,
             obey_parent_only,
+            sandbox: args.sandbox,
+            user,
             log_level: args.log_level,
         })
+    }
+}
+
+impl Endpoint {
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Descriptor(_) => None,
+        }
     }
 }
 
@@ -180,6 +205,11 @@ impl TpmArgs {
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
     start_log(config.log_level);
+    let confinement = config.sandbox.confinement();
+    // First of all: what is started here has given it up too.
+    confinement.give_up_privileges(MAX_OPEN)?;
+    // Then everything belongs to that user, and is opened with its rights: also what has to be removed or opened again.
+    config.user.as_ref().map_or(Ok(()), NewUser::assume)?;
     // Blocked before anything else, so that a signal at any time ends the program in order.
     let signals = signals::wanted([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
     signals.thread_block().context("cannot block signals")?;
@@ -188,7 +218,14 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
 
     let version = config.device.version;
     // Before the socket is there: what is wrong with the TPM is said first, and a VMM never meets a server without one.
-    let backend = config.backend.open(version, config.log_level, signals.as_fd())?;
+    let attached = config.backend.attaches_to().map(std::path::absolute).transpose()?;
+    let surroundings = Surroundings {
+        log_level: config.log_level,
+        sandbox: &config.sandbox,
+        socket: config.endpoint.path(),
+        interrupt: signals.as_fd(),
+    };
+    let OpenBackend { backend, helper } = config.backend.open(version, &surroundings)?;
     let listener = match &config.endpoint {
         Endpoint::Path(path) => {
             // What is in the way of serving comes to light before anything is written; and who can connect finds the
@@ -205,6 +242,14 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         Some(users) => listener.allow_only(users)?,
         None => listener,
     };
+    let listener = match helper {
+        Some(helper) => listener.removed_by(move |device, inode| helper.remove_socket(device, inode)),
+        None => listener,
+    };
+    let starter = ready::Starter::find();
+    let granted: Vec<_> = attached.iter().filter_map(|socket| socket.parent()).map(Grant::SocketsIn).collect();
+    // The server's threads take it over.
+    let files = confinement.restrict_files(&granted)?;
     let mut server = Server::new(listener)?;
     if config.obey_parent_only {
         server.obey_parent_only();
@@ -216,8 +261,11 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         Endpoint::Descriptor(fd) => log::info!("serving descriptor {fd}"),
     }
     let mut engine = Engine::new(backend, Platform::new(version, config.startup), Some(wakeup));
-    engine.on_first_start(ready::announce);
+    engine.on_first_start(move || starter.map_or((), ready::Starter::tell));
     let mut device = TpmDevice::new(config.device.identity, config.registers, engine, config.reset_on_connect);
+    let calls =
+        confinement.restrict_calls(&[SERVER_CALLS, attached.as_ref().map_or(&[], |_| SERVER_CALLS_TO_ATTACH)])?;
+    sandbox::warn_of_missing(files, calls);
     server.run(&mut device, &signals)?;
     match device.stop_failure() {
         None => log::info!("ended"),

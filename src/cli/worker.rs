@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 
 use clap::Args;
 
+use super::sandbox_args::SandboxArgs;
 use super::{log_level, start_log};
 
 /// Runs the TPM for a server; not for people.
@@ -12,10 +13,13 @@ pub(super) struct WorkerArgs {
     /// What to log to standard error
     #[arg(long, default_value = "info", value_name = "LEVEL", value_parser = log_level())]
     log_level: log::LevelFilter,
+
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 pub(super) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     start_log(args.log_level);
-    crate::worker::run(std::io::stdin().as_fd())?;
+    crate::worker::run(std::io::stdin().as_fd(), args.sandbox.confinement())?;
     Ok(())
 }

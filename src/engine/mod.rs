@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
+use zeroize::Zeroize;
 
 use crate::backend::{Backend, BackendError, Done};
 use crate::platform::{Platform, Step};
@@ -294,6 +295,8 @@ impl Engine {
                     self.pristine = false;
                     self.platform.guest_runs(&self.command);
                     let begun = self.backend.execute(locality, &self.command);
+                    // Passwords may be in it.
+                    self.command.zeroize();
                     self.begin(begun, Phase::Executing, COMMAND_LIMIT, now);
                 }
             }

@@ -4,16 +4,22 @@
 //! whoever takes the server over. The spawner never sees a byte of a client's. It knows the one program that it may start
 //! from its own command line; the server can only ask for it, and end what it has asked for.
 //!
+//! It also removes the file of the server's socket, which a server that reaches no files cannot.
+//!
 //! One message of a `SOCK_SEQPACKET` pair asks for a process. With it come two descriptors, the process's standard input
 //! and a control socket. On the control socket comes, once, how the process ended, or why it could not be started;
-//! closing it, or its writing half, kills the process.
+//! closing it, or its writing half, kills the process. Another message, with a device's and an inode's number, asks to
+//! remove the socket's file if it is that one; the answer is an empty text (a zero byte), or why it could not be done.
 
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::direct::Started;
@@ -25,6 +31,14 @@ pub const SUBCOMMAND: &str = "spawner";
 
 /// The message that asks for a process.
 pub(super) const REQUEST: &[u8] = b"\x01";
+/// The first byte of the message that asks to remove the socket's file.
+pub(super) const REMOVE: u8 = 0x02;
+/// Bytes in it: that byte, device, inode.
+pub(super) const MAX_REQUEST: usize = 17;
+/// The answer to it when it is gone.
+pub(super) const REMOVED: &[u8] = b"\x00";
+/// How long that is waited for, in milliseconds. A disk may be slow, and a socket that stays is no harm.
+const REMOVE_LIMIT: u16 = 2000;
 /// Bytes in the longest word on how a process ended.
 pub(super) const MAX_END: usize = 512;
 
@@ -35,16 +49,15 @@ pub struct SpawnerConfig {
     pub spawner: PathBuf,
     /// Its log level.
     pub log_level: log::LevelFilter,
-    /// The program that it may start.
-    pub program: Program,
+    /// The program that it may start, if there is to be one.
+    pub program: Option<Program>,
+    /// The socket whose file it may remove, if there is to be one: an absolute path.
+    pub socket: Option<PathBuf>,
 }
 
-/// A spawner process. It and all that it started end when this goes.
-#[derive(Debug)]
-pub struct Spawner {
-    socket: OwnedFd,
-    _process: Started,
-}
+/// A spawner process. It and all that it started end when the last clone of this goes.
+#[derive(Clone, Debug)]
+pub struct Spawner(Arc<OwnedFd>);
 
 impl Spawner {
     /// Starts a spawner.
@@ -52,15 +65,38 @@ impl Spawner {
     /// # Errors
     /// Those of starting a process.
     pub fn start(config: SpawnerConfig) -> io::Result<Self> {
-        let SpawnerConfig { spawner, log_level, program } = config;
+        let SpawnerConfig { spawner, log_level, program, socket: file } = config;
         let mut spawner = Program::ourselves(spawner, SUBCOMMAND, log_level);
-        spawner.arguments.push("--".into());
-        spawner.arguments.push(program.path.into());
-        spawner.arguments.extend(program.arguments);
+        if let Some(file) = file {
+            spawner.arguments.extend(["--socket-path".into(), file.into()]);
+        }
+        if let Some(program) = program {
+            spawner.arguments.push("--".into());
+            spawner.arguments.push(program.path.into());
+            spawner.arguments.extend(program.arguments);
+        }
         let (socket, theirs) = frame::socket_pair()?;
         // Never waited for: if it should not answer, that is no reason to stop serving.
         fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok(Self { socket, _process: Started::start(&spawner, theirs)? })
+        // It ends with its socket, or with this thread. A confined server can neither kill it nor wait for it.
+        mem::forget(Started::start(&spawner, theirs)?);
+        Ok(Self(Arc::new(socket)))
+    }
+
+    /// Has the socket's file removed, if it is the one with these numbers, and waits until that is done.
+    ///
+    /// # Errors
+    /// Why it is not done, as far as is known.
+    pub fn remove_socket(&self, device: u64, inode: u64) -> io::Result<()> {
+        let request = [&[REMOVE][..], &device.to_ne_bytes(), &inode.to_ne_bytes()].concat();
+        frame::send(self.0.as_fd(), &request, &[])?;
+        let mut answered = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        poll(&mut answered, PollTimeout::from(REMOVE_LIMIT))?;
+        match frame::receive(self.0.as_fd(), &mut [0; MAX_END])? {
+            REMOVED => Ok(()),
+            [] => Err(io::Error::other("the spawner is gone")),
+            reason => Err(io::Error::other(String::from_utf8_lossy(reason).into_owned())),
+        }
     }
 }
 
@@ -68,7 +104,7 @@ impl Launcher for Spawner {
     fn launch(&self, stdin: OwnedFd) -> io::Result<Process> {
         let (control, theirs) = frame::socket_pair()?;
         fcntl(&control, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        frame::send(self.socket.as_fd(), REQUEST, &[stdin.as_fd(), theirs.as_fd()]).map_err(|errno| match errno {
+        frame::send(self.0.as_fd(), REQUEST, &[stdin.as_fd(), theirs.as_fd()]).map_err(|errno| match errno {
             // It cannot be started again either, by a server that is confined.
             Errno::EPIPE | Errno::ECONNRESET => {
                 io::Error::other("the process that starts others is gone; start this program again")

@@ -10,7 +10,8 @@ use thiserror::Error;
 
 use super::Program;
 use super::direct::{Started, close_inherited};
-use super::spawner::{MAX_END, REQUEST};
+use super::spawner::{MAX_END, MAX_REQUEST, REMOVE, REMOVED, REQUEST};
+use crate::sandbox::forbid_inspection;
 use crate::worker::frame;
 
 /// Most processes at a time. A server has one, and for a moment one that it has killed.
@@ -22,8 +23,8 @@ pub enum SpawnerError {
     /// A system call failed.
     #[error("the spawner's socket failed; a spawner is started by the server, with the socket as standard input")]
     Socket(#[from] Errno),
-    /// What it was started with cannot be closed.
-    #[error("cannot close inherited descriptors")]
+    /// What it was started with cannot be closed, or it can be looked into.
+    #[error("cannot prepare the spawner")]
     Inherited(#[from] io::Error),
     /// The server said something that is not in the protocol.
     #[error("the server broke the spawner's protocol")]
@@ -39,14 +40,22 @@ struct Child {
     _stdin: OwnedFd,
 }
 
-/// Starts `program` as often as the server at the other end of `socket` asks for it, until that closes it. What runs then
-/// is killed.
+/// Removes the file of the server's socket, if it has this device's and inode's number.
+pub type Remover<'a> = &'a dyn Fn(u64, u64) -> io::Result<()>;
+
+/// Starts `program` as often as the server at the other end of `socket` asks for it, and uses `remover` when it asks for
+/// that, until it closes the socket. What runs then is killed.
+///
+/// The spawner itself is not confined: what it starts would be as well, and that is another program's affair. It is out of
+/// the reach of guests and clients, and even of a server that was taken over, which has only those two requests.
 ///
 /// # Errors
 /// [`SpawnerError`].
-pub fn run(socket: BorrowedFd<'_>, program: &Program) -> Result<(), SpawnerError> {
+pub fn run(socket: BorrowedFd<'_>, program: Option<&Program>, remover: Option<Remover>) -> Result<(), SpawnerError> {
     // A socket for clients, a key: none of it is for the processes that are started here.
     close_inherited()?;
+    // The rest was given up by the server before it started this process.
+    forbid_inspection()?;
     let mut children: Vec<Child> = Vec::new();
     loop {
         match wait(socket, &children)? {
@@ -63,7 +72,17 @@ pub fn run(socket: BorrowedFd<'_>, program: &Program) -> Result<(), SpawnerError
                 }
             }
             Event::Asked => {
-                let Some((stdin, control)) = receive(socket)? else { return Ok(()) };
+                let (stdin, control) = match receive(socket)? {
+                    Request::None => return Ok(()),
+                    Request::Remove { device, inode } => {
+                        let remover = remover.ok_or(SpawnerError::Protocol)?;
+                        let error = remover(device, inode).err().map(|error| error.to_string().into_bytes());
+                        answer(socket, &error.unwrap_or(REMOVED.to_vec()));
+                        continue;
+                    }
+                    Request::Start { stdin, control } => (stdin, control),
+                };
+                let program = program.ok_or(SpawnerError::Protocol)?;
                 let started = if children.len() < MAX_PROCESSES {
                     stdin.try_clone().and_then(|copy| Started::start(program, copy))
                 } else {
@@ -107,23 +126,44 @@ fn wait(socket: BorrowedFd<'_>, children: &[Child]) -> Result<Event, Errno> {
     Ok(ready.map_or(Event::None, |(event, _)| event))
 }
 
-/// The descriptors of one request; none at the end of the stream.
-fn receive(socket: BorrowedFd<'_>) -> Result<Option<(OwnedFd, OwnedFd)>, SpawnerError> {
-    let mut buffer = [0; REQUEST.len()];
+/// What the server asks for.
+enum Request {
+    /// Nothing more: the end of the stream.
+    None,
+    Start {
+        stdin: OwnedFd,
+        control: OwnedFd,
+    },
+    Remove {
+        device: u64,
+        inode: u64,
+    },
+}
+
+fn receive(socket: BorrowedFd<'_>) -> Result<Request, SpawnerError> {
+    let mut buffer = [0; MAX_REQUEST];
     let (request, descriptors) = frame::receive_start(socket, &mut buffer)?;
-    if request.is_empty() {
-        return Ok(None);
-    }
     let mut descriptors = descriptors.into_iter();
-    match (request == REQUEST, descriptors.next(), descriptors.next(), descriptors.next()) {
-        (true, Some(stdin), Some(control), None) => Ok(Some((stdin, control))),
+    match (request, descriptors.next(), descriptors.next(), descriptors.next()) {
+        ([], None, ..) => Ok(Request::None),
+        (REQUEST, Some(stdin), Some(control), None) => Ok(Request::Start { stdin, control }),
+        ([REMOVE, numbers @ ..], None, ..) => match numbers.split_first_chunk() {
+            Some((device, inode)) => Ok(Request::Remove {
+                device: u64::from_ne_bytes(*device),
+                inode: u64::from_ne_bytes(inode.try_into().map_err(|_| SpawnerError::Protocol)?),
+            }),
+            None => Err(SpawnerError::Protocol),
+        },
         _ => Err(SpawnerError::Protocol),
     }
 }
 
 /// The server may be gone, or not want to know.
 fn tell(control: &OwnedFd, text: &str) {
-    let text: Vec<u8> = text.bytes().take(MAX_END).collect();
     let _ = fcntl(control, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
-    let _ = frame::send(control.as_fd(), &text, &[]);
+    answer(control.as_fd(), text.as_bytes());
+}
+
+fn answer(socket: BorrowedFd<'_>, text: &[u8]) {
+    let _ = frame::send(socket, text.get(..MAX_END).unwrap_or(text), &[]);
 }

@@ -48,12 +48,21 @@ impl Closer {
         let (work, pending) = (Arc::new(Mutex::new(work)), Arc::new(Pending::default()));
         // New threads inherit the mask: signals are for the event loop.
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        let (ready, are_ready) = mpsc::channel();
         let started = (0..THREADS).try_for_each(|_| {
-            let (work, pending) = (Arc::clone(&work), Arc::clone(&pending));
+            let (work, pending, ready) = (Arc::clone(&work), Arc::clone(&pending), ready.clone());
             let builder = thread::Builder::new().name("closer".to_owned()).stack_size(STACK_SIZE);
-            builder.spawn(move || run(&work, &pending)).map(drop)
+            let run = move || {
+                drop(ready);
+                run(&work, &pending);
+            };
+            builder.spawn(run).map(drop)
         });
         mask.thread_set_mask()?;
+        // What a thread does before its work, it could not do in a server that is confined meanwhile. Once all are at work
+        // nobody is left who could send anything here.
+        drop(ready);
+        let _: Result<(), _> = are_ready.recv();
         started.map(|()| Self { queue, pending })
     }
 

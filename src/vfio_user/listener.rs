@@ -1,5 +1,6 @@
 //! Where clients come from: a socket path, or a descriptor that was handed down.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -86,7 +87,7 @@ pub(super) enum Source {
 #[derive(Debug)]
 pub(super) struct ListeningSocket {
     socket: UnixListener,
-    _file: Option<SocketFile>,
+    file: Option<SocketFile>,
 }
 
 impl Listener {
@@ -106,6 +107,16 @@ impl Listener {
             self.allowed.admit(client).map_err(|stranger| ListenerError::Stranger(stranger.to_string()))?;
         }
         Ok(self)
+    }
+
+    /// From now on it is `remover` that removes the socket's file: for a server that cannot reach files any more. It gets the
+    /// file's device's and inode's numbers. Without effect if there is no file of ours.
+    #[must_use]
+    pub fn removed_by(mut self, remover: impl FnOnce(u64, u64) -> io::Result<()> + Send + 'static) -> Self {
+        if let Source::Listening(ListeningSocket { file: Some(file), .. }) = &mut self.source {
+            file.remover = Some(Remover(Box::new(remover)));
+        }
+        self
     }
 
     /// Listens on a new socket at `path`: [`SocketClaim::new`] and [`SocketClaim::listen`] in one.
@@ -132,7 +143,7 @@ impl Listener {
         let flags = OFlag::from_bits_retain(fcntl(&descriptor, FcntlArg::F_GETFL).map_err(bad)?);
         fcntl(&descriptor, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(bad)?;
         if getsockopt(&descriptor, sockopt::AcceptConn).map_err(bad)? {
-            return Ok(Self::new(Source::Listening(ListeningSocket { socket: descriptor.into(), _file: None })));
+            return Ok(Self::new(Source::Listening(ListeningSocket { socket: descriptor.into(), file: None })));
         }
         match getpeername::<SockaddrStorage>(number) {
             Ok(_) => Ok(Self::new(Source::Connected(descriptor.into()))),
@@ -192,7 +203,7 @@ impl SocketClaim {
             path: file.path.clone(),
             source: errno.into(),
         })?;
-        Ok(Listener::new(Source::Listening(ListeningSocket { socket: socket.into(), _file: Some(file) })))
+        Ok(Listener::new(Source::Listening(ListeningSocket { socket: socket.into(), file: Some(file) })))
     }
 }
 
@@ -219,16 +230,21 @@ impl AsRawFd for ListeningSocket {
 struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
+    remover: Option<Remover>,
+}
+
+/// Removes a socket's file in this process's place.
+struct Remover(Box<dyn FnOnce(u64, u64) -> io::Result<()> + Send>);
+
+impl fmt::Debug for Remover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Remover")
+    }
 }
 
 impl SocketFile {
     fn at(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.into(), identity: identity(path)? })
-    }
-
-    /// Whether the path still leads to this file.
-    fn is_there(&self) -> bool {
-        identity(&self.path).is_ok_and(|identity| identity == self.identity)
+        Ok(Self { path: path.into(), identity: identity(path)?, remover: None })
     }
 }
 
@@ -238,12 +254,23 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.is_there() {
-            if let Err(error) = fs::remove_file(&self.path) {
-                log::warn!("cannot remove {}: {error}", self.path.display());
-            }
+        let removed = match self.remover.take() {
+            Some(Remover(remove)) => remove(self.identity.0, self.identity.1),
+            None => remove_socket(&self.path, self.identity),
+        };
+        if let Err(error) = removed {
+            log::warn!("cannot remove {}: {error}", self.path.display());
         }
     }
+}
+
+/// Removes the file of a socket, if the path still leads to the one with these device's and inode's numbers.
+///
+/// # Errors
+/// Those of `unlink(2)`.
+pub fn remove_socket(path: &Path, numbers: (u64, u64)) -> io::Result<()> {
+    let is_there = identity(path).is_ok_and(|identity| identity == numbers);
+    if is_there { fs::remove_file(path) } else { Ok(()) }
 }
 
 /// Removes a socket on which nobody listens.

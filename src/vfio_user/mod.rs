@@ -29,6 +29,6 @@ mod wire;
 pub use device::{
     Answer, Device, DeviceFailure, DeviceInfo, Interrupts, Irq, MappableArea, Mapping, Region, RegionFlags, Ticket,
 };
-pub use listener::{Listener, ListenerError, SocketClaim};
+pub use listener::{Listener, ListenerError, SocketClaim, remove_socket};
 pub use rights::SocketRights;
 pub use server::{DEVICE_TOKEN, Server, ServerError};

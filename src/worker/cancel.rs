@@ -1,6 +1,7 @@
 //! Cancelling a running command: a thread that stays responsive while the command has the other.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,7 +54,9 @@ impl Ended {
 /// Starts the thread. It ends with the process, or when the other side closes `socket`.
 pub(super) fn start(socket: OwnedFd, ended: Ended, how: Cancel) -> std::io::Result<()> {
     let thread = std::thread::Builder::new().name("cancel".to_owned()).stack_size(64 << 10);
+    let (ready, is_ready) = mpsc::channel::<()>();
     thread.spawn(move || {
+        drop(ready);
         let mut buffer = [0; 4];
         let mut written_for = None;
         while let Ok(message) = frame::receive(socket.as_fd(), &mut buffer) {
@@ -73,6 +76,9 @@ pub(super) fn start(socket: OwnedFd, ended: Ended, how: Cancel) -> std::io::Resu
             }
         }
     })?;
+    // What a thread does before its work, it could not do in a process that is confined meanwhile. It sends nothing; but it
+    // lets go of its end when it is there.
+    let _ = is_ready.recv();
     Ok(())
 }
 

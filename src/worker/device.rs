@@ -141,6 +141,13 @@ impl HeldTpm for DeviceTpm {
         Ok(())
     }
 
+    fn opens(&self) -> Option<BorrowedFd<'_>> {
+        match &self.device {
+            Device::Exclusive(_) => None,
+            Device::Shared { path, .. } => Some(path.as_fd()),
+        }
+    }
+
     fn established(&self) -> bool {
         false
     }

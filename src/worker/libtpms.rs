@@ -14,6 +14,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::nvram::Nvram;
 use super::process::HeldTpm;
@@ -56,6 +57,7 @@ impl Tpm {
         }
 
         silence()?;
+        warm_up_libcrypto();
         HOST.set(Some(Host { nvram, locality: Locality::ZERO }));
         let number = match version {
             TpmVersion::V1_2 => ffi::TPMLIB_TPM_VERSION_1_2,
@@ -153,7 +155,7 @@ impl HeldTpm for Tpm {
         }
         with_host(|host| host.locality = locality);
         // The library takes its input by a pointer that is not const.
-        let mut command = command.to_vec();
+        let mut command = Zeroizing::new(command.to_vec());
         let length = u32::try_from(command.len()).map_err(|_| "the command is too long".to_owned())?;
         let (mut buffer, mut size, mut capacity) = (ptr::null_mut(), 0u32, 0u32);
         // SAFETY: a TPM runs; the command is valid for `length` bytes; the library allocates the response itself, with
@@ -164,7 +166,9 @@ impl HeldTpm for Tpm {
         if !buffer.is_null() {
             let size = size.min(capacity) as usize;
             // SAFETY: the library has written `size` of the `capacity` bytes that it allocated.
-            response.extend_from_slice(unsafe { std::slice::from_raw_parts(buffer, size) });
+            let answer = unsafe { std::slice::from_raw_parts_mut(buffer, size) };
+            response.extend_from_slice(answer);
+            answer.zeroize();
             // SAFETY: the buffer is from malloc, and nobody else refers to it.
             unsafe { libc::free(buffer.cast()) };
         }
@@ -201,6 +205,15 @@ fn silence() -> Result<(), String> {
     // SAFETY: the library keeps the number; the descriptor stays open as long as the process.
     unsafe { ffi::TPMLIB_SetDebugFD(nowhere.into_raw_fd()) };
     Ok(())
+}
+
+/// libcrypto reads its configuration, which may load modules, and finds its algorithms and random numbers when it is first
+/// asked for any. Later this process cannot reach those files.
+fn warm_up_libcrypto() {
+    openssl::init();
+    // What does not work now, libtpms will find not to work.
+    let _ = openssl::rand::rand_bytes(&mut [0; 1]);
+    let _ = openssl::hash::hash(openssl::hash::MessageDigest::sha256(), &[]);
 }
 
 /// Asks a command that runs on another thread to end early. Without effect if none runs.

@@ -4,10 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use thiserror::Error;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::cancel::{self, Cancel, Ended};
 use super::device::DeviceTpm;
@@ -15,8 +14,12 @@ use super::frame::{self, FrameError, MAX_FRAME, Reply, Request};
 use super::libtpms::Tpm;
 use super::nvram::Nvram;
 use crate::launch;
+use crate::sandbox::{Confinement, Grant, SandboxError, WORKER_CALLS, forbid_inspection};
 use crate::state::{Anchor, Key, StateFolder};
 use crate::tpm::{Locality, TpmVersion};
+
+/// Descriptors that may be open: the standard streams, those that came with START, a file or two, and some to spare.
+const MAX_OPEN: u64 = 32;
 
 /// Why the worker cannot go on. It then ends, and the server sees its socket closed.
 #[derive(Debug, Error)]
@@ -36,6 +39,9 @@ pub enum WorkerError {
     /// The process could not be prepared.
     #[error("cannot prepare the worker process")]
     Process(#[from] io::Error),
+    /// The process could not be confined.
+    #[error("cannot confine the worker process")]
+    Sandbox(#[from] SandboxError),
 }
 
 /// The TPM that the worker holds: libtpms, or a device of the host.
@@ -70,22 +76,30 @@ pub(super) trait HeldTpm {
     /// # Errors
     /// The refusal, for the log.
     fn reset_established(&mut self, locality: Locality) -> Result<(), String>;
+
+    /// What it opens again while it is held, if it does that.
+    fn opens(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
-/// Runs the worker on `socket` until the server closes it.
+/// Runs the worker on `socket` until the server closes it. The process is confined before anything of a guest's arrives.
 ///
 /// # Errors
 /// [`WorkerError`].
-pub fn run(socket: BorrowedFd<'_>) -> Result<(), WorkerError> {
+pub fn run(socket: BorrowedFd<'_>, confinement: Confinement) -> Result<(), WorkerError> {
     prepare()?;
-    let mut buffer = vec![0; MAX_FRAME];
+    confinement.give_up_privileges(MAX_OPEN)?;
+    // Both hold what the guest says and hears, one command after the other: secrets too.
+    let mut buffer = Zeroizing::new(vec![0; MAX_FRAME]);
     let ended = Ended::default();
-    let tpm = receive_start(socket, &mut buffer, &ended);
+    let tpm = receive_start(socket, &mut buffer, &ended, confinement);
     // A key may be in it.
-    buffer.zeroize();
-    buffer.resize(MAX_FRAME, 0);
+    buffer.fill(0);
     let Some(mut tpm) = tpm? else { return Ok(()) };
-    let (mut response, mut reply) = (Vec::with_capacity(MAX_FRAME), Vec::with_capacity(MAX_FRAME));
+    let _ = confinement.restrict_calls(&[WORKER_CALLS])?;
+    let mut response = Vec::with_capacity(MAX_FRAME);
+    let mut reply = Zeroizing::new(Vec::with_capacity(MAX_FRAME));
     loop {
         let frame = frame::receive(socket, &mut buffer).map_err(WorkerError::Socket)?;
         if frame.is_empty() {
@@ -99,6 +113,10 @@ pub fn run(socket: BorrowedFd<'_>) -> Result<(), WorkerError> {
         }
         ended.note(sequence);
         frame::send(socket, &reply, &[]).map_err(WorkerError::Socket)?;
+        // Until the next command this process may be idle for long.
+        for buffer in [&mut buffer[..], &mut response, &mut reply] {
+            buffer.zeroize();
+        }
     }
 }
 
@@ -126,6 +144,7 @@ fn receive_start(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     ended: &Ended,
+    confinement: Confinement,
 ) -> Result<Option<Box<dyn HeldTpm>>, WorkerError> {
     let (frame, descriptors) = frame::receive_start(socket.as_fd(), buffer).map_err(WorkerError::Socket)?;
     if frame.is_empty() {
@@ -135,9 +154,11 @@ fn receive_start(
     let mut descriptors = descriptors.into_iter();
     let Some(cancel_socket) = descriptors.next() else { return Err(WorkerError::NotStarted) };
     let received = [descriptors.next(), descriptors.next(), descriptors.next()];
+    let mut state_folder = None;
     let (tpm, cancel): (Box<dyn HeldTpm>, _) = match (request, received) {
         (Request::Start(version, _), [None, None, None]) => (library(version, None)?, Cancel::Library),
         (Request::Start(version, key), [Some(dir), Some(lock), anchor]) => {
+            state_folder = Some(dir.try_clone()?);
             let folder = StateFolder::shared(dir, lock).with_key(key.map(Key::from_master));
             (library(version, Some(folder.with_anchor(anchor.map(Anchor::shared))))?, Cancel::Library)
         }
@@ -147,6 +168,10 @@ fn receive_start(
         ),
         _ => return Err(WorkerError::NotStarted),
     };
+    let state_folder = state_folder.as_ref().map(|folder| Grant::StateFolder(folder.as_fd()));
+    let granted: Vec<_> = state_folder.into_iter().chain(tpm.opens().map(Grant::Device)).collect();
+    // The thread takes it over.
+    let _ = confinement.restrict_files(&granted)?;
     cancel::start(cancel_socket, ended.clone(), cancel)?;
     Ok(Some(tpm))
 }
@@ -161,9 +186,8 @@ fn prepare() -> io::Result<()> {
     // Whatever the server was started with: it is none of the TPM's business.
     launch::close_inherited()?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
-    // No dump of the memory that holds the seeds, and no debugger of the same user.
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    prctl::set_dumpable(false)?;
+    // However little it is confined: the seeds are in its memory.
+    forbid_inspection()?;
     let ignored = [
         Signal::SIGTERM,
         Signal::SIGINT,
