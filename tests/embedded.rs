@@ -9,6 +9,7 @@ use std::time::Instant;
 use common::engine::EngineTpm;
 use common::tpm_commands::*;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
 use vfio_user_tpm::backend::worker::WorkerConfig;
@@ -130,6 +131,48 @@ fn a_worker_that_hangs_is_replaced_by_a_reset() {
     tpm.reset();
     tpm.ok(&get_random(8));
     assert_ne!(worker(), hung);
+}
+
+/// Waits until all threads of the process are gone, without a word to the engine, which is still to find out how it ended.
+fn wait_for_end_of(process: Pid) {
+    waitid(Id::Pid(process), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+}
+
+#[test]
+fn a_reset_right_after_the_death_of_the_worker_brings_up_a_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tpm = start(Some(folder.path()));
+    store_nv(&mut tpm, b"kept");
+    // As Linux does before it starts the machine anew: nothing is left to be done before _TPM_Init.
+    tpm.ok(&shutdown_clear());
+    let dead = worker();
+    kill(dead, Signal::SIGKILL).unwrap();
+    wait_for_end_of(dead);
+    tpm.reset();
+    assert_eq!(load_nv(&mut tpm, 4), b"kept");
+    // One that nobody has used since its start, so that a reset would leave it as it is.
+    tpm.reset();
+    while tpm.engine.deadline().is_some() {
+        tpm.turn();
+    }
+    let dead = worker();
+    kill(dead, Signal::SIGKILL).unwrap();
+    wait_for_end_of(dead);
+    tpm.reset();
+    assert_eq!(load_nv(&mut tpm, 4), b"kept");
+}
+
+#[test]
+fn a_worker_that_dies_of_what_came_before_a_reset_does_not_keep_the_tpm_from_coming_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tpm = start(Some(folder.path()));
+    store_nv(&mut tpm, b"kept");
+    tpm.ok(&shutdown_clear());
+    let dying = worker();
+    kill(dying, Signal::SIGSTOP).unwrap();
+    tpm.reset();
+    kill(dying, Signal::SIGKILL).unwrap();
+    assert_eq!(load_nv(&mut tpm, 4), b"kept");
 }
 
 #[test]

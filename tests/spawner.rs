@@ -72,6 +72,35 @@ fn what_cannot_be_started_is_told() {
 }
 
 #[test]
+fn whoever_finds_a_process_gone_by_its_input_knows_how_it_ended() {
+    for (command, expected) in [(&["sh", "-c", "kill -ABRT $$"][..], "SIGABRT"), (&["/nonexistent"], "No such file")] {
+        let spawner = spawner(command);
+        let (mut process, mut stdin) = spawn(&spawner);
+        assert_eq!(stdin.read(&mut [0; 1]).unwrap(), 0);
+        let end = process.end().map(str::to_owned);
+        assert!(end.as_ref().is_some_and(|end| end.contains(expected)), "{end:?}");
+    }
+}
+
+#[test]
+fn a_spawner_that_is_gone_is_told_with_what_to_do() {
+    let spawner = spawner(&["cat"]);
+    let children = std::fs::read_to_string("/proc/thread-self/children").unwrap();
+    let pid: i32 = children.trim().parse().expect("the spawner is this thread's only child");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    // Gone as soon as what it has started is.
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let error = loop {
+        match spawner.launch(theirs.try_clone().unwrap().into()) {
+            Ok(mut process) => drop(end_of(&mut process)),
+            Err(error) => break error.to_string(),
+        }
+    };
+    drop(ours);
+    assert!(error.contains("start this program again"), "{error}");
+}
+
+#[test]
 fn a_server_gets_a_few_processes_and_no_more_until_one_has_ended() {
     let spawner = spawner(&["cat"]);
     let mut running: Vec<_> = (0..4).map(|_| spawn(&spawner)).collect();

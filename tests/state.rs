@@ -296,6 +296,37 @@ fn an_import_answers_to_the_anchor_too() {
 }
 
 #[test]
+fn a_wrong_key_makes_no_anchor() {
+    let place = Place::sealed();
+    let anchored = "--state-dir state --rollback-anchor anchor";
+    for (key, expected) in [("--key-file other-key", "another key"), ("", "no key was given")] {
+        for command in ["verify", "anchor"] {
+            place.run(&format!("{command} {anchored} {key}")).fails(&[expected]);
+        }
+        assert!(!place.path("anchor").exists());
+    }
+    place.run(&format!("verify {anchored} --key-file key")).ok();
+}
+
+#[test]
+fn a_new_tpm_gets_an_anchor_of_its_own() {
+    let place = Place::plain();
+    place.run("anchor --state-dir state --rollback-anchor anchor").ok();
+    place.run("init --state-dir new --ca-dir ca --rollback-anchor anchor").fails(&["an anchor of its own"]);
+    assert!(!place.path("new").exists() && !place.path("ca").exists());
+    place.run("init --state-dir new --no-certificates --rollback-anchor new-anchor").ok();
+    place.run("verify --state-dir new --rollback-anchor new-anchor").ok();
+}
+
+#[test]
+fn an_exported_file_has_no_anchor_to_be_held_against() {
+    let place = Place::plain();
+    place.run("export --state-dir state file").ok();
+    place.run("verify file --rollback-anchor anchor").fails(&["--rollback-anchor", "--state-dir"]);
+    assert!(!place.path("anchor").exists());
+}
+
+#[test]
 fn a_key_change_takes_the_anchor_along() {
     let place = Place::sealed();
     place.run("anchor --state-dir state --key-file key --rollback-anchor anchor").ok();

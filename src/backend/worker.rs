@@ -14,6 +14,9 @@ use crate::tpm::Locality;
 use crate::worker::SUBCOMMAND;
 use crate::worker::frame::{self, MAX_FRAME, Reply, Request};
 
+/// Number of a worker's first frame, which starts it and is not answered.
+const STARTED: u32 = 1;
+
 /// What a worker is to do.
 pub trait Task {
     /// The first frame, which says so, and the descriptors that go with it after the cancel socket.
@@ -72,6 +75,8 @@ struct Worker {
     cancel: OwnedFd,
     /// Number of the request under way, or the last.
     sequence: u32,
+    /// It served before the `_TPM_Init` that is under way, and may be dying of what it did then.
+    is_from_before: bool,
 }
 
 impl<T: Task> WorkerBackend<T> {
@@ -103,7 +108,7 @@ impl<T: Task> WorkerBackend<T> {
         }
         self.started_before = true;
         self.new_descriptor = true;
-        let worker = self.worker.insert(Worker { process, socket, cancel, sequence: 0 });
+        let worker = self.worker.insert(Worker { process, socket, cancel, sequence: 0, is_from_before: false });
         let (start, theirs) = self.task.start();
         let mut descriptors = vec![their_cancel.as_fd()];
         descriptors.extend(theirs);
@@ -118,6 +123,14 @@ impl<T: Task> WorkerBackend<T> {
             return Err(BackendError::Gone("its process does not run".to_owned()));
         };
         worker.send(request, &mut self.frame, &[]).map_err(|errno| self.lost(&format!("cannot write to it: {errno}")))
+    }
+
+    /// Carries out an [`initialize`](Backend::initialize) with a new worker: the one there is has died of something that
+    /// came before, which a new one does not know of.
+    fn begin_again(&mut self) -> Result<(), BackendError> {
+        log::warn!("the TPM's process has ended before it could be reset; a new one is started");
+        self.kill();
+        self.initialize()
     }
 
     /// Gives up the worker and says why.
@@ -158,9 +171,12 @@ impl<T: Task> Backend for WorkerBackend<T> {
         let Some(worker) = &mut self.worker else {
             return Err(BackendError::Gone("its process does not run".to_owned()));
         };
-        worker
-            .send(self.task.initialize(), &mut self.frame, &[])
-            .map_err(|errno| self.lost(&format!("cannot write to it: {errno}")))
+        worker.is_from_before = worker.sequence > STARTED;
+        match worker.send(self.task.initialize(), &mut self.frame, &[]) {
+            Ok(()) => Ok(()),
+            Err(Errno::EPIPE | Errno::ECONNRESET) if worker.is_from_before => self.begin_again(),
+            Err(errno) => Err(self.lost(&format!("cannot write to it: {errno}"))),
+        }
     }
 
     fn execute(&mut self, locality: Locality, command: &[u8]) -> Result<(), BackendError> {
@@ -193,6 +209,7 @@ impl<T: Task> Backend for WorkerBackend<T> {
         }
         let worker = self.worker.as_mut()?;
         let frame = match frame::receive(worker.socket.as_fd(), &mut self.buffer) {
+            Ok([]) | Err(Errno::ECONNRESET) if worker.is_from_before => return self.begin_again().err().map(Err),
             Ok([]) => {
                 // Usually it has ended already, and how is known.
                 let end = worker.process.end().map_or_else(String::new, |end| format!(" and ended: {end}"));
@@ -202,6 +219,7 @@ impl<T: Task> Backend for WorkerBackend<T> {
             Err(Errno::EAGAIN) => return None,
             Err(errno) => return Some(Err(self.lost(&format!("cannot read from it: {errno}")))),
         };
+        worker.is_from_before = false;
         Some(match Reply::decode(frame) {
             Ok((sequence, _)) if sequence != worker.sequence => {
                 let expected = worker.sequence;

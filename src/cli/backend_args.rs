@@ -126,7 +126,9 @@ impl BackendArgs {
                 )
             }
             (BackendKind::Swtpm, None, Some(program)) => match state_dir {
-                Some(state_dir) => BackendConfig::SwtpmOwned { program, arguments: swtpm_args, state_dir },
+                Some(state_dir) => {
+                    BackendConfig::SwtpmOwned { program: whole_path(program)?, arguments: swtpm_args, state_dir }
+                }
                 None => bail!("--swtpm-exec needs --state-dir=DIR, the folder for swtpm's state"),
             },
             (BackendKind::Passthrough, ..) if state_dir.is_some() => {
@@ -137,6 +139,12 @@ impl BackendArgs {
             }
         })
     }
+}
+
+/// The path of a program that is started in another folder than this one. A bare name stays, to be looked for in `PATH`.
+fn whole_path(program: PathBuf) -> anyhow::Result<PathBuf> {
+    let is_bare = !program.as_os_str().as_encoded_bytes().contains(&b'/');
+    if is_bare { Ok(program) } else { std::path::absolute(program).context("cannot tell where swtpm is") }
 }
 
 fn name(kind: BackendKind) -> String {
@@ -274,6 +282,11 @@ mod tests {
             config("--backend=swtpm --swtpm-exec /opt/swtpm --state-dir=/s --swtpm-arg --log --swtpm-arg level=5")
                 .unwrap(),
             owned("/opt/swtpm", &["--log", "level=5"])
+        );
+        let beside = std::env::current_dir().unwrap().join("bin/swtpm");
+        assert_eq!(
+            config("--backend=swtpm --swtpm-exec=./bin/swtpm --state-dir=/s").unwrap(),
+            owned(beside.to_str().unwrap(), &[])
         );
     }
 

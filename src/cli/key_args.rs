@@ -63,6 +63,10 @@ impl KeyArgs {
     pub(super) fn protect(&self, folder: StateFolder) -> anyhow::Result<StateFolder> {
         let folder = folder.with_key(self.key()?);
         let anchor = self.rollback_anchor.as_deref();
+        if anchor.is_some_and(|path| !path.exists()) {
+            // One that is made with a wrong key would keep the right one out.
+            folder.check_key()?;
+        }
         let anchor = anchor.map(|path| Anchor::open(path, folder.key())).transpose()?;
         Ok(folder.with_anchor(anchor))
     }

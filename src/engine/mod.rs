@@ -143,6 +143,8 @@ impl Engine {
     /// Returns at once; commands wait until the TPM is up. A TPM that nobody has used since its start stays as it is.
     pub fn reset(&mut self, now: Instant) {
         self.forget_guest();
+        // A TPM that has died, and of which nobody has heard yet, is none that can stay as it is.
+        self.poll(now);
         match (&self.phase, self.goal) {
             // Already on the way to a fresh TPM, or there.
             (_, Goal::Stop | Goal::Reset) | (Phase::Initializing | Phase::Starting(..), _) => {}

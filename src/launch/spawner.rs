@@ -68,7 +68,13 @@ impl Launcher for Spawner {
     fn launch(&self, stdin: OwnedFd) -> io::Result<Process> {
         let (control, theirs) = frame::socket_pair()?;
         fcntl(&control, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        frame::send(self.socket.as_fd(), REQUEST, &[stdin.as_fd(), theirs.as_fd()])?;
+        frame::send(self.socket.as_fd(), REQUEST, &[stdin.as_fd(), theirs.as_fd()]).map_err(|errno| match errno {
+            // It cannot be started again either, by a server that is confined.
+            Errno::EPIPE | Errno::ECONNRESET => {
+                io::Error::other("the process that starts others is gone; start this program again")
+            }
+            errno => errno.into(),
+        })?;
         Ok(Process(Inner::Spawned(Spawned { control, end: None })))
     }
 }

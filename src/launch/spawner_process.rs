@@ -35,6 +35,8 @@ struct Child {
     process: Started,
     control: OwnedFd,
     killed: bool,
+    /// A copy of its standard input: the server finds that closed only after it has been told why.
+    _stdin: OwnedFd,
 }
 
 /// Starts `program` as often as the server at the other end of `socket` asks for it, until that closes it. What runs then
@@ -63,12 +65,12 @@ pub fn run(socket: BorrowedFd<'_>, program: &Program) -> Result<(), SpawnerError
             Event::Asked => {
                 let Some((stdin, control)) = receive(socket)? else { return Ok(()) };
                 let started = if children.len() < MAX_PROCESSES {
-                    Started::start(program, stdin)
+                    stdin.try_clone().and_then(|copy| Started::start(program, copy))
                 } else {
                     Err(io::Error::other("too many processes"))
                 };
                 match started {
-                    Ok(process) => children.push(Child { process, control, killed: false }),
+                    Ok(process) => children.push(Child { process, control, killed: false, _stdin: stdin }),
                     Err(error) => tell(&control, &format!("cannot start {}", program.explain(&error))),
                 }
             }

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::anchor::{AnchorError, Rollback};
 use super::archive::ArchiveError;
-use super::file::{FormatError, OpenError};
+use super::file::{FormatError, Identity, OpenError};
 
 /// What goes wrong with a state folder. Nothing in the folder was changed, unless a write says so.
 #[derive(Debug, Error)]
@@ -74,6 +74,12 @@ pub enum StateError {
         name: String,
         /// What the anchor knows.
         reason: Rollback,
+    },
+    /// The rollback anchor is another TPM's, and one is to be made.
+    #[error("the rollback anchor is for the state {known}, and a new TPM is to be made: give it an anchor of its own")]
+    AnchorTaken {
+        /// The state that the anchor is for.
+        known: Identity,
     },
     /// The rollback anchor cannot be used.
     #[error(transparent)]

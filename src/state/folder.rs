@@ -73,7 +73,7 @@ impl StateFolder {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let lock = openat(&dir, LOCK, flags, Mode::from_bits_truncate(0o600)).map_err(|errno| failed(errno.into()))?;
         let mut lock = File::from(lock);
-        match take(&mut lock) {
+        match take(&mut lock, &dir) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 return Err(StateError::Locked { path: path.to_owned(), holder: holder_of(&mut lock) });
@@ -131,6 +131,28 @@ impl StateFolder {
     #[must_use]
     pub fn key(&self) -> Option<&Key> {
         self.key.as_ref()
+    }
+
+    /// Makes sure that whatever undamaged state is there is sealed with the key in use, or not sealed if there is none.
+    ///
+    /// # Errors
+    /// [`StateError::Read`], [`StateError::Key`].
+    pub fn check_key(&self) -> Result<(), StateError> {
+        for file in self.files()? {
+            if let Err(error @ StateError::Key { .. }) = file.open(self.key.as_ref()) {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the rollback anchor, if there is one, is not that of a TPM already.
+    ///
+    /// # Errors
+    /// [`StateError::AnchorTaken`], [`StateError::Anchor`].
+    pub fn refuse_taken_anchor(&self) -> Result<(), StateError> {
+        let known = self.anchor.as_ref().map_or(Ok(None), |anchor| anchor.identity(self.key.as_ref()))?;
+        known.map_or(Ok(()), |known| Err(StateError::AnchorTaken { known }))
     }
 
     /// Makes sure that the folder is not the state of an swtpm, beside which the embedded TPM would begin as a new one.
@@ -357,10 +379,17 @@ fn create(path: &Path) -> io::Result<()> {
 /// Takes the lock, or gives `WOULDBLOCK`. A server that was killed leaves it to a worker that is about to end as well, and a
 /// process that is just being started has a copy of whatever its starter has: both are waited for, so that a service manager
 /// can start the next server at once.
-fn take(lock: &mut File) -> Result<(), rustix::io::Errno> {
+fn take(lock: &mut File, dir: &File) -> Result<(), rustix::io::Errno> {
     let end = Instant::now().checked_add(LINGERING);
     loop {
-        match flock(&*lock, FlockOperation::NonBlockingLockExclusive) {
+        let both = flock(&*lock, FlockOperation::NonBlockingLockExclusive).and_then(|()| {
+            // Who deletes the file does not get around the lock. Not all file systems can lock a folder.
+            match flock(dir, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) => Err(rustix::io::Errno::WOULDBLOCK),
+                Ok(()) | Err(_) => Ok(()),
+            }
+        });
+        match both {
             Err(rustix::io::Errno::WOULDBLOCK) if end > Some(Instant::now()) && holder_is_gone(lock) => {
                 std::thread::sleep(Duration::from_millis(5));
             }

@@ -37,6 +37,10 @@ const ACCEPT_BUDGET: u32 = 16;
 /// waits, it may take its time: it might be stopped in a debugger.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
+/// Signals to end that come within this time are one: timeout(1), for example, sends to a process and to its group, and a
+/// terminal and a service manager may both mean it.
+const ONE_WISH: Duration = Duration::from_secs(1);
+
 /// How long accepting rests when the system has no descriptor or memory for it, or too many descriptors are to be closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -79,8 +83,8 @@ pub struct Server {
     stopping: bool,
     /// Why the device can serve no more.
     failure: Option<DeviceFailure>,
-    /// A signal to end has come; a second one does not wait.
-    signalled: bool,
+    /// When the signal to end has come; a second one does not wait.
+    signalled: Option<Instant>,
     /// The process whose signals alone count, as long as it is our parent.
     parent: Option<u32>,
 }
@@ -103,7 +107,7 @@ impl Server {
             paused_until: None,
             stopping: false,
             failure: None,
-            signalled: false,
+            signalled: None,
             parent: None,
         };
         match listener.source {
@@ -206,10 +210,11 @@ impl Server {
         }
         match name {
             None => Ok(()),
-            Some(_) if self.signalled => Err(ServerError::Interrupted),
+            Some(_) if self.signalled.is_some_and(|first| first.elapsed() >= ONE_WISH) => Err(ServerError::Interrupted),
+            Some(_) if self.signalled.is_some() => Ok(()),
             Some(number) => {
                 log::info!("ending, for signal {number}");
-                self.signalled = true;
+                self.signalled = Some(Instant::now());
                 if !self.stopping {
                     self.stop(device);
                 }

@@ -64,6 +64,11 @@ impl ToyServer {
         signal_thread(&self.thread, signal);
     }
 
+    /// Whether the server has ended.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Waits for the server to end.
     pub fn join(self) -> (TempDir, Result<(), ServerError>) {
         (self.folder, self.thread.join().unwrap())

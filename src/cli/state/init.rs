@@ -54,7 +54,11 @@ pub(super) fn run(args: InitArgs) -> anyhow::Result<ExitCode> {
         }
     }
     // What cannot work comes to light before a CA is made, and nothing of it stays when anything fails.
-    let aside = Aside::open(&args.state_dir, |folder| args.keys.protect(folder))?;
+    let aside = Aside::open(&args.state_dir, |folder| {
+        let folder = args.keys.protect(folder)?;
+        folder.refuse_taken_anchor()?;
+        Ok::<_, anyhow::Error>(folder)
+    })?;
     let certifier = args.certificates.certifier()?;
     let order = Order { pcr_banks: args.pcr_banks.as_deref(), certifier: certifier.as_ref() };
     let bench = Workbench { worker: worker(), version: args.tpm_version, profile: args.profile };

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 
 use super::exported;
@@ -42,6 +42,10 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
             let folder = args.keys.protect(StateFolder::open_existing(path)?)?;
             (folder.files()?, Some(folder), None)
         }
+        (None, Some(_)) if args.keys.has_anchor() => bail!(
+            "--rollback-anchor goes with --state-dir: an exported state may be older than the one that runs, and is held \
+             against the anchor when it is imported"
+        ),
         (None, Some(path)) => (exported::read(path)?, None, args.keys.key()?),
         (None, None) => (Vec::new(), None, None),
     };

@@ -128,14 +128,27 @@ impl StateFolder {
 
     fn install(&self, files: &[StateFile]) -> Result<(), StateError> {
         let prepared = self.prepare(files);
-        if prepared.is_err() {
-            // It would only take room that the next attempt may need; the first error is the one to report.
+        // With the list there, even if it may not last, the files that it names must be there too.
+        if prepared.is_err() && self.unlink(REPLACING).is_ok() {
+            // They would only take room that the next attempt may need; the first error is the one to report.
             for file in files {
                 let _ = self.unlink(&incoming(&file.name()));
             }
         }
         prepared?;
         self.finish_replacing()
+    }
+
+    /// Deletes what an interruption before that moment has left: secrets, perhaps not sealed as the state is. Where it
+    /// cannot be deleted it does no harm to the state.
+    fn clear_incoming(&self) {
+        for (version, blob) in every_blob() {
+            let name = incoming(&blob.file_name(version));
+            let cleared = self.exists(&name).and_then(|there| if there { self.unlink(&name) } else { Ok(()) });
+            if let Err(error) = cleared {
+                log::warn!("an import or a change of keys was interrupted and has left secrets behind: {error}");
+            }
+        }
     }
 
     /// Up to the moment from which the new state is the state.
@@ -159,7 +172,10 @@ impl StateFolder {
         let unreadable = |reason| StateError::Read { name: REPLACING.to_owned(), reason };
         let list = match self.read(REPLACING) {
             Ok(list) => list,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.clear_incoming();
+                return Ok(());
+            }
             Err(reason) => return Err(unreadable(reason)),
         };
         let incoming_names = named(&list).ok_or_else(|| {

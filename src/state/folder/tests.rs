@@ -45,6 +45,16 @@ fn a_second_user_is_told_who_holds_the_lock() {
 }
 
 #[test]
+fn a_lock_file_that_is_deleted_lets_nobody_in() {
+    let temp = tempfile::tempdir().unwrap();
+    let first = StateFolder::open(temp.path()).unwrap();
+    fs::remove_file(temp.path().join(LOCK)).unwrap();
+    assert!(matches!(StateFolder::open(temp.path()), Err(StateError::Locked { .. })));
+    drop(first);
+    StateFolder::open(temp.path()).unwrap();
+}
+
+#[test]
 fn the_lock_holds_as_long_as_a_copy_is_open() {
     let (temp, folder) = folder();
     let path = temp.path().join("state");

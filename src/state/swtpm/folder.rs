@@ -149,7 +149,9 @@ impl SwtpmFolder {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn create(path: &Path) -> Result<Self, SwtpmFolderError> {
-        match DirBuilder::new().mode(0o700).create(path) {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // A TPM that is moved out is deleted where it was: its new folder has to last.
+        match DirBuilder::new().mode(0o700).create(path).and_then(|()| File::open(parent)?.sync_all()) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(reason) => return Err(SwtpmFolderError::Open { path: path.to_owned(), reason }),

@@ -105,6 +105,7 @@ fn after_a_crash_at_any_step_the_state_is_all_old_or_all_new() {
         steps.into_iter().take(step).for_each(|step| step());
 
         let folder = place.open();
+        assert!(!place.names().iter().any(|name| name.ends_with(".incoming")), "secrets are left in step {step}");
         let (expected, count) = if step < 4 { (&b"old"[..], 3) } else { (&b"new"[..], 2) };
         let found = folder.contents().unwrap();
         assert_eq!(found.get(V2, Blob::Permanent), Some(expected), "step {step}");
