@@ -50,7 +50,12 @@ impl Process {
 
     /// What the process has printed so far.
     pub(crate) fn output(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.output).unwrap_or_default()).into_owned()
+        String::from_utf8_lossy(&self.raw_output()).into_owned()
+    }
+
+    /// As [`output`](Self::output), byte by byte.
+    pub(crate) fn raw_output(&self) -> Vec<u8> {
+        std::fs::read(&self.output).unwrap_or_default()
     }
 
     /// Sends a signal, if the process still runs.

@@ -148,6 +148,11 @@ impl Server {
         self.process.output()
     }
 
+    /// As [`log`](Self::log), byte by byte.
+    pub(crate) fn raw_log(&self) -> Vec<u8> {
+        self.process.raw_output()
+    }
+
     /// The process that starts the one in which the TPM runs.
     pub(crate) fn spawner(&self) -> Option<Pid> {
         children(self.process.pid()).into_iter().next()

@@ -9,10 +9,23 @@ pub fn plain(code: u32, parameters: &[u8]) -> Vec<u8> {
 
 /// A command on one handle, authorized by an empty password.
 pub fn with_password(code: u32, handles: &[u32], parameters: &[u8]) -> Vec<u8> {
+    with_this_password(b"", code, handles, parameters)
+}
+
+/// A command on one handle, authorized by a password.
+pub fn with_this_password(password: &[u8], code: u32, handles: &[u32], parameters: &[u8]) -> Vec<u8> {
     let mut body: Vec<u8> = handles.iter().flat_map(|handle| handle.to_be_bytes()).collect();
-    body.extend([0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0]);
+    body.extend(u32::try_from(9 + password.len()).unwrap().to_be_bytes());
+    // TPM_RS_PW, no nonce, no attributes.
+    body.extend([0x40, 0, 0, 9, 0, 0, 0]);
+    body.extend(sized(password));
     body.extend(parameters);
     command(0x8002, code, &body)
+}
+
+/// A TPM2B.
+fn sized(bytes: &[u8]) -> Vec<u8> {
+    [&u16::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
 }
 
 fn command(tag: u16, code: u32, body: &[u8]) -> Vec<u8> {
@@ -81,9 +94,15 @@ pub fn clear_by_platform() -> Vec<u8> {
 /// `TPM2_NV_DefineSpace` of an ordinary index that its owner writes and reads, or who knows its (empty) authorization
 /// value. The latter is under dictionary attack protection.
 pub fn nv_define(index: u32, size: u16) -> Vec<u8> {
+    nv_define_with_auth(index, size, b"")
+}
+
+/// As [`nv_define`], with an authorization value.
+pub fn nv_define_with_auth(index: u32, size: u16, auth: &[u8]) -> Vec<u8> {
     // TPMA_NV_OWNERWRITE | TPMA_NV_OWNERREAD | TPMA_NV_AUTHREAD | TPMA_NV_AUTHWRITE
     let attributes: u32 = 0x2 | 0x2_0000 | 0x4 | 0x4_0000;
-    let mut parameters = vec![0, 0, 0, 14];
+    let mut parameters = sized(auth);
+    parameters.extend([0, 14]);
     parameters.extend(index.to_be_bytes());
     parameters.extend([0, 0x0b]);
     parameters.extend(attributes.to_be_bytes());
@@ -103,7 +122,12 @@ pub fn nv_read(index: u32, size: u16) -> Vec<u8> {
 
 /// `TPM2_NV_Read` by the index's own authorization: a use of what dictionary attack protection protects.
 pub fn nv_read_protected(index: u32, size: u16) -> Vec<u8> {
-    with_password(0x14e, &[index, index], &[&size.to_be_bytes()[..], &[0, 0]].concat())
+    nv_read_with_auth(index, size, b"")
+}
+
+/// As [`nv_read_protected`], with the index's authorization value.
+pub fn nv_read_with_auth(index: u32, size: u16, auth: &[u8]) -> Vec<u8> {
+    with_this_password(auth, 0x14e, &[index, index], &[&size.to_be_bytes()[..], &[0, 0]].concat())
 }
 
 /// The data of a response to [`nv_read`].
@@ -137,6 +161,21 @@ pub fn create_primary_ecc() -> Vec<u8> {
     parameters.extend(public);
     parameters.extend([0, 0, 0, 0, 0, 0]);
     with_password(0x131, &[RH_OWNER], &parameters)
+}
+
+/// `TPM2_CreatePrimary` of an object that holds `data`, for who knows `auth`. The object's handle follows the header of the
+/// response.
+pub fn create_primary_sealed(data: &[u8], auth: &[u8]) -> Vec<u8> {
+    // TPMT_PUBLIC: KEYEDHASH, SHA-256, fixedTPM | fixedParent | userWithAuth, no policy, no scheme, no unique.
+    let public = [0, 8, 0, 0x0b, 0, 0, 0, 0x52, 0, 0, 0, 0x10, 0, 0];
+    let mut parameters = sized(&[sized(auth), sized(data)].concat());
+    parameters.extend(sized(&public));
+    parameters.extend([0, 0, 0, 0, 0, 0]);
+    with_password(0x131, &[RH_OWNER], &parameters)
+}
+
+pub fn unseal(object: u32, auth: &[u8]) -> Vec<u8> {
+    with_this_password(auth, 0x15e, &[object], &[])
 }
 
 /// `TPM2_EvictControl`: makes an object of the owner's persistent.
