@@ -494,7 +494,7 @@ fn floods_of_descriptors() {
 fn descriptors_that_do_not_let_themselves_be_closed() {
     let mut target = Target::start("descriptors that do not let themselves be closed");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut peers = Vec::new();
+    let (mut peers, mut closing) = (Vec::new(), Vec::new());
     for _ in 0..3 {
         let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         peers.push(listener.accept().unwrap().0);
@@ -511,11 +511,13 @@ fn descriptors_that_do_not_let_themselves_be_closed() {
         attacker.negotiate();
         target.messages += 1;
         attacker.send(&message(2, GET_INFO, 0, &device_info()), &[receiver.as_raw_fd()]);
-        drop(receiver);
+        // Where the server is quicker, it is this that waits.
+        closing.push(std::thread::spawn(move || drop(receiver)));
         attacker.finish();
         drop(good_client(&target.server));
     }
     drop(peers);
+    closing.into_iter().for_each(|thread| thread.join().unwrap());
     target.check();
 }
 

@@ -15,11 +15,13 @@ mod verify;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
 use log::LevelFilter;
 
 use super::start_log;
 use crate::manufacture::certificate::Certifier;
+use crate::sandbox::forbid_inspection;
 use crate::state::{StateError, StateFolder};
 
 /// Look at a TPM's stored state, check it, move it
@@ -60,6 +62,8 @@ impl FolderArgs {
 
 pub(super) fn run(args: StateArgs) -> anyhow::Result<ExitCode> {
     start_log(LevelFilter::Info);
+    // Keys and secrets are in this process too, for a moment.
+    forbid_inspection().context("cannot keep other processes from looking into this one")?;
     match args.command {
         Command::Init(args) => init::run(args),
         Command::Clone(args) => clone::run(&args),
