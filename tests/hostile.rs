@@ -517,7 +517,9 @@ fn descriptors_that_do_not_let_themselves_be_closed() {
         drop(good_client(&target.server));
     }
     drop(peers);
-    closing.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in closing {
+        thread.join().unwrap();
+    }
     target.check();
 }
 
