@@ -100,9 +100,12 @@ impl Bench {
             2 if self.runs && self.has_spoken => {
                 self.pipe = None;
                 self.wait();
-                let outcome = self.poll();
-                assert!(matches!(outcome, Some(Err(BackendError::Gone(_)))), "{outcome:?}");
-                self.lost();
+                match self.poll() {
+                    Some(Err(BackendError::Gone(_))) => self.lost(),
+                    // It was asked to begin again, and does so with another worker.
+                    None if self.under_way => self.kill(),
+                    outcome => panic!("{outcome:?}"),
+                }
             }
             _ if self.runs => {
                 let frame = self.frame(tape);
