@@ -71,7 +71,8 @@ impl GuestConfig {
         let mut args: Vec<OsString> = [
             // Without KVM, since a machine's /dev/kvm may open and yet run no guest.
             "-accel",
-            "tcg",
+            // With a thread for each CPU, now and then a kernel hangs while it patches itself, long before it comes to a TPM.
+            "tcg,thread=single",
             "-cpu",
             "max",
             "-nodefaults",
