@@ -71,8 +71,7 @@ impl GuestConfig {
         let mut args: Vec<OsString> = [
             // Without KVM, since a machine's /dev/kvm may open and yet run no guest.
             "-accel",
-            // With a thread for each CPU, now and then a kernel hangs while it patches itself, long before it comes to a TPM.
-            "tcg,thread=single",
+            "tcg",
             "-cpu",
             "max",
             "-nodefaults",
@@ -130,6 +129,7 @@ impl GuestConfig {
 /// own output are printed.
 pub(crate) struct Guest {
     qemu: Process,
+    cpus: u32,
     channel: Channel,
     qmp: Qmp,
     dir: TempDir,
@@ -152,7 +152,7 @@ impl Guest {
         let mut qemu = Process::start(Path::new(&command[0]), &command[1..], dir.path().join("qemu-output"));
         let channel = Channel::new(accept(&channel, &mut qemu));
         let qmp = Qmp::new(accept(&qmp, &mut qemu)).unwrap_or_else(|e| panic!("{e}; QEMU said: {}", qemu.output()));
-        let mut guest = Self { qemu, channel, qmp, dir, _slot: slot };
+        let mut guest = Self { qemu, cpus: config.cpus, channel, qmp, dir, _slot: slot };
         guest.wait_for_boot();
         guest
     }
@@ -197,11 +197,27 @@ impl Guest {
     }
 
     /// Waits until a boot that was begun takes commands.
+    ///
+    /// Under TCG a kernel with several CPUs now and then hangs in its first two seconds, before it looks at any device. It
+    /// gets a second try.
     #[track_caller]
     pub(crate) fn wait_for_boot(&mut self) {
+        if self.cpus > 1 {
+            match self.channel.wait_for_hello(BOOT_DEADLINE / 2) {
+                Ok(()) => return,
+                Err(error) => println!("the guest has not come up and is reset: {error}; {}", self.console_end()),
+            }
+            self.press_reset();
+        }
         if let Err(error) = self.channel.wait_for_hello(BOOT_DEADLINE) {
             panic!("the guest does not come up: {error}");
         }
+    }
+
+    /// The last line on its console.
+    fn console_end(&self) -> String {
+        let console = std::fs::read(self.dir.path().join("console")).unwrap_or_default();
+        String::from_utf8_lossy(&console).lines().last().unwrap_or_default().to_owned()
     }
 
     /// Plugs a device in, described as for QEMU's `-device`.
