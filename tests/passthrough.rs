@@ -14,16 +14,22 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::process::until;
+use common::raw_client::RawClient;
+use common::tis::{DATA_AVAIL, DID_VID, STS, Tis};
 use common::tpm_commands::*;
+use common::{run_made_in_thread, signal_thread};
 use mio::{Events, Poll, Token};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use nix::unistd::Pid;
 use vfio_user_tpm::backend::passthrough::{HostTpm, Passthrough, PassthroughTpm, ProbeError};
 use vfio_user_tpm::backend::worker::WorkerConfig;
+use vfio_user_tpm::device::{DEVICE_ID, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::{Engine, Wakeup};
+use vfio_user_tpm::frontend::tis::TisConfig;
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
 use vfio_user_tpm::tpm::{BUFFER_SIZE, Fault, Locality, TpmVersion, fault_response};
+use vfio_user_tpm::vfio_user::{DEVICE_TOKEN, Listener, Server};
 use vfio_user_tpm::worker::frame::socket_pair;
 
 /// Nothing that is expected takes this long; a test that waits so long has failed.
@@ -408,4 +414,36 @@ fn the_establishment_is_never_reset() {
     tpm.engine.reset_establishment(Locality::new(4).unwrap(), Instant::now());
     assert_eq!(tpm.run(&get_random(8)), OK);
     assert!(!tpm.engine.established());
+}
+
+/// QEMU's main loop stands still during a register access: none takes longer.
+const ACCESS_LIMIT: Duration = Duration::from_secs(1);
+
+#[test]
+fn registers_are_answered_and_the_server_ends_whatever_the_chip_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let server = Server::new(Listener::bind(&path).unwrap()).unwrap();
+    let registry = server.registry().unwrap();
+    let chip = Chip::play_2_0(|_| Silence).probe().unwrap();
+    let server = run_made_in_thread(server, move || {
+        let wakeup = Wakeup { registry, token: DEVICE_TOKEN };
+        let platform = Platform::new(TpmVersion::V2_0, StartupPolicy::Host);
+        let engine = Engine::new(Box::new(Passthrough::new(chip, worker())), platform, Some(wakeup));
+        let (version, vendor_id, device_id) = (TpmVersion::V2_0, VENDOR_ID, DEVICE_ID);
+        let registers = TisConfig { version, vendor_id, device_id, revision: 1, guest_locality_4: false };
+        TpmDevice::new(identity(vendor_id, device_id), registers, engine, false)
+    });
+    let client = RawClient::connect(&path);
+    client.stream.set_read_timeout(Some(ACCESS_LIMIT)).unwrap();
+    let mut tis = Tis::new(client);
+    tis.begin(&get_random(8));
+    for _ in 0..100 {
+        assert_eq!(tis.read32(STS) & DATA_AVAIL, 0, "the chip has not answered");
+        tis.read32(DID_VID);
+    }
+    tis.reset();
+    tis.read32(DID_VID);
+    signal_thread(&server, Signal::SIGTERM);
+    let _ = server.join().unwrap();
 }
