@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use common::engine::EngineTpm;
+use common::engine::{EngineTpm, load_nv, store_nv};
 use common::tpm_commands::*;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -15,8 +15,6 @@ use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
 use vfio_user_tpm::backend::worker::WorkerConfig;
 use vfio_user_tpm::state::{Anchor, Key, StateFolder};
 use vfio_user_tpm::tpm::TpmVersion;
-
-const NV: u32 = 0x0150_0001;
 
 fn start(state: Option<&Path>) -> EngineTpm {
     start_version(TpmVersion::V2_0, state)
@@ -39,15 +37,6 @@ fn worker() -> Pid {
     let pids: Vec<i32> = children.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
     assert_eq!(pids.len(), 1, "one worker");
     Pid::from_raw(pids[0])
-}
-
-fn store_nv(tpm: &mut EngineTpm, data: &[u8]) {
-    tpm.ok(&nv_define(NV, u16::try_from(data.len()).unwrap()));
-    tpm.ok(&nv_write(NV, data));
-}
-
-fn load_nv(tpm: &mut EngineTpm, size: u16) -> Vec<u8> {
-    nv_data(&tpm.ok(&nv_read(NV, size)))
 }
 
 #[test]

@@ -136,19 +136,7 @@ pub(super) fn check(tpm: &mut dyn Transport, wanted: &[PcrBank]) -> Result<(), M
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::synchronous::SynchronousError;
-
-    struct Canned(Vec<u8>);
-
-    impl Transport for Canned {
-        fn run(&mut self, _: &[u8]) -> Result<&[u8], SynchronousError> {
-            Ok(&self.0)
-        }
-
-        fn reset(&mut self) -> Result<(), SynchronousError> {
-            Ok(())
-        }
-    }
+    use crate::manufacture::wire::Canned;
 
     fn capability(count: u32, banks: &[u8]) -> Canned {
         let mut response = vec![0x80, 1];

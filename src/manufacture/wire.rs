@@ -142,22 +142,24 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Answers every command with the same bytes.
+#[cfg(test)]
+pub(super) struct Canned(pub(super) Vec<u8>);
+
+#[cfg(test)]
+impl Transport for Canned {
+    fn run(&mut self, _: &[u8]) -> Result<&[u8], SynchronousError> {
+        Ok(&self.0)
+    }
+
+    fn reset(&mut self) -> Result<(), SynchronousError> {
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Answers every command with the same bytes.
-    struct Canned(Vec<u8>);
-
-    impl Transport for Canned {
-        fn run(&mut self, _: &[u8]) -> Result<&[u8], SynchronousError> {
-            Ok(&self.0)
-        }
-
-        fn reset(&mut self) -> Result<(), SynchronousError> {
-            Ok(())
-        }
-    }
 
     #[test]
     fn a_command_carries_its_size() {

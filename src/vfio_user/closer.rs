@@ -8,6 +8,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -35,10 +36,12 @@ pub(super) struct Closer {
     pending: Arc<Pending>,
 }
 
-/// How many descriptors are not closed yet.
+/// How many descriptors are not closed yet. The lock is only for those who wait for fewer: a register access reads the
+/// number and takes none.
 #[derive(Debug, Default)]
 struct Pending {
-    count: Mutex<usize>,
+    count: AtomicUsize,
+    waiting: Mutex<()>,
     fewer: Condvar,
 }
 
@@ -83,36 +86,42 @@ impl Closer {
         self.close([socket.into()]);
     }
 
-    /// Whether more descriptors may be received. Waits a little for it, in the hope that the threads are only slow.
+    /// Whether more descriptors may be received. Waits a little for it, in the hope that the threads are only slow: for a
+    /// client that sends more than they can close, and for nobody else.
     pub(super) fn has_room(&self) -> bool {
-        let count = self.pending.count();
-        if *count <= ROOM {
-            return true;
-        }
-        let waited = self.pending.fewer.wait_timeout_while(count, PATIENCE, |count| *count > ROOM);
-        *waited.unwrap_or_else(PoisonError::into_inner).0 <= ROOM
+        self.has_room_now() || self.pending.wait_until_at_most(ROOM)
     }
 
     /// As [`has_room`](Self::has_room), at this moment.
     pub(super) fn has_room_now(&self) -> bool {
-        *self.pending.count() <= ROOM
+        self.pending.count() <= ROOM
     }
 }
 
 impl Pending {
-    fn count(&self) -> MutexGuard<'_, usize> {
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    fn count(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
     }
 
     fn add(&self) {
-        let mut count = self.count();
-        *count = count.saturating_add(1);
+        self.count.fetch_add(1, Ordering::SeqCst);
     }
 
     fn remove(&self) {
-        let mut count = self.count();
-        *count = count.saturating_sub(1);
+        self.count.fetch_sub(1, Ordering::SeqCst);
+        // Whoever has looked at the number and not begun to wait yet has the lock.
+        drop(self.lock());
         self.fewer.notify_all();
+    }
+
+    fn wait_until_at_most(&self, most: usize) -> bool {
+        let waited = self.fewer.wait_timeout_while(self.lock(), PATIENCE, |()| self.count() > most);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        self.count() <= most
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

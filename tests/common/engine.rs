@@ -9,10 +9,23 @@ use vfio_user_tpm::engine::{Engine, Wakeup};
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
 use vfio_user_tpm::tpm::{Locality, TpmVersion};
 
-use super::tpm_commands::{RC_SUCCESS, code_of};
+use super::tpm_commands::{RC_SUCCESS, code_of, nv_data, nv_define, nv_read, nv_write};
 
 /// Nothing that is expected takes this long; a test that waits so long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The NV index that tests use.
+pub const NV: u32 = 0x0150_0001;
+
+/// Makes the index, and writes it.
+pub fn store_nv(tpm: &mut EngineTpm, data: &[u8]) {
+    tpm.ok(&nv_define(NV, u16::try_from(data.len()).unwrap()));
+    tpm.ok(&nv_write(NV, data));
+}
+
+pub fn load_nv(tpm: &mut EngineTpm, size: u16) -> Vec<u8> {
+    nv_data(&tpm.ok(&nv_read(NV, size)))
+}
 
 /// A TPM that is kept running.
 pub struct EngineTpm {
