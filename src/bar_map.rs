@@ -3,6 +3,8 @@
 //! The map is the same in every mode. Parts that a mode does not serve, and the gaps between the windows, read 0xff and
 //! drop writes.
 
+use std::ops::Range;
+
 /// Size of BAR0 in bytes.
 pub const SIZE: u32 = 0x2_0000;
 
@@ -53,6 +55,17 @@ impl Window {
     pub fn contains(self, bar_offset: u64) -> bool {
         (u64::from(self.offset)..u64::from(self.end())).contains(&bar_offset)
     }
+
+    /// Which bytes of an access of `len` bytes at `bar_offset` of BAR0 are in the window, as a range of its data, and
+    /// the offset in BAR0 of the first; `None` when none is.
+    #[must_use]
+    pub fn part(self, bar_offset: u64, len: usize) -> Option<(u32, Range<usize>)> {
+        let first = u64::from(self.offset).max(bar_offset);
+        let end = bar_offset.saturating_add(u64::try_from(len).unwrap_or(u64::MAX)).min(self.end().into());
+        let within = |offset: u64| usize::try_from(offset.checked_sub(bar_offset)?).ok();
+        let range = within(first)?..within(end)?;
+        if range.is_empty() { None } else { Some((u32::try_from(first).ok()?, range)) }
+    }
 }
 
 #[cfg(test)]
@@ -80,5 +93,17 @@ mod tests {
         assert!(DOORBELL.contains(0x5000));
         assert!(DOORBELL.contains(0x5fff));
         assert!(!DOORBELL.contains(0x6000));
+    }
+
+    #[test]
+    fn an_access_is_in_a_window_with_those_bytes_that_are() {
+        assert_eq!(DOORBELL.part(0x4fff, 1), None);
+        assert_eq!(DOORBELL.part(0x4ffe, 4), Some((0x5000, 2..4)));
+        assert_eq!(DOORBELL.part(0x5010, 4), Some((0x5010, 0..4)));
+        assert_eq!(DOORBELL.part(0x5ffe, 4), Some((0x5ffe, 0..2)));
+        assert_eq!(DOORBELL.part(0, 0x1_0000), Some((0x5000, 0x5000..0x6000)));
+        assert_eq!(DOORBELL.part(0x6000, 4), None);
+        assert_eq!(DOORBELL.part(0x5000, 0), None);
+        assert_eq!(DOORBELL.part(u64::MAX, 4), None);
     }
 }

@@ -9,6 +9,14 @@ mod state;
 use crate::tpm::Locality;
 pub use state::{LocalitiesState, LocalitiesStateError};
 
+/// Bytes of one locality's page of registers, in whichever interface.
+pub(super) const PAGE: u64 = 0x1000;
+
+/// The address of a register of this locality, `register` bytes from the start of its page.
+pub(super) fn address(locality: Locality, register: u64) -> u64 {
+    u64::from(locality.number()).saturating_mul(PAGE).saturating_add(register)
+}
+
 /// A set of localities.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct LocalitySet(u8);

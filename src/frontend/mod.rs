@@ -7,12 +7,17 @@
 // A number from outside never overflows unseen. Tests may calculate.
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
+pub mod crb;
 mod locality;
+mod memory;
+mod registers;
 pub mod tis;
 mod words;
 
 use crate::tpm::Locality;
 pub use locality::{LocalitiesState, LocalitiesStateError};
+pub use memory::Memory;
+pub use registers::Registers;
 
 /// What the rest of the device has to do because of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

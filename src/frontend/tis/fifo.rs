@@ -66,9 +66,14 @@ impl Fifo {
         matches!(self.state, State::Execution | State::Stopping { .. })
     }
 
+    /// Whether the owner waits for its command.
+    pub(super) fn is_executing(&self) -> bool {
+        self.state == State::Execution
+    }
+
     /// The command that the backend is to run; empty when there is none.
     pub(super) fn command(&self) -> &[u8] {
-        if self.state == State::Execution { &self.buffer } else { &[] }
+        if self.is_executing() { &self.buffer } else { &[] }
     }
 
     /// The status bits that depend on the state.

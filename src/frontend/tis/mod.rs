@@ -27,7 +27,7 @@ mod state;
 mod tests;
 
 use super::Effect;
-use super::locality::Localities;
+use super::locality::{self, Localities, PAGE};
 use super::words::{read_lanes, words, written_lanes};
 use crate::tpm::{Locality, PerLocality, TpmVersion};
 use fifo::Fifo;
@@ -37,9 +37,6 @@ use registers::{Access, InterfaceId, IntfCapability, Register, Sts};
 pub use fifo::{CommandState, CommandStateError};
 pub use interrupts::{InterruptsState, ReservedBits};
 pub use state::{TisState, TisStateError};
-
-/// Bytes of one locality's page.
-const PAGE: u64 = 0x1000;
 
 /// What a TIS TPM is, apart from its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +137,12 @@ impl Tis {
     /// Shows `tpmEstablished` as the TPM reports it.
     pub fn set_establishment(&mut self, established: bool) {
         self.localities.set_established(established);
+    }
+
+    /// The byte that tells a locality, and nothing else, that its command still runs; `None` when none runs.
+    pub(super) fn completion_byte(&self) -> Option<u64> {
+        let locality = self.localities.active().filter(|_| self.fifo.is_executing())?;
+        Some(locality::address(locality, Register::STS))
     }
 
     fn read_word(&mut self, locality: Locality, register: Register, lane: usize, out: &mut [u8]) {

@@ -33,6 +33,9 @@ pub(super) enum Register {
 }
 
 impl Register {
+    /// Where `TPM_STS_x` is in the page.
+    pub(super) const STS: u64 = 0x018;
+
     /// The register in the word at `offset` (a multiple of four, below the page's 4 KiB) of this locality's page.
     ///
     /// `TPM_HASH_END` (0x020) and `TPM_HASH_START` (0x028) of locality 4 can only be written, and those writes are
@@ -44,7 +47,7 @@ impl Register {
             0x00c => Self::IntVector,
             0x010 => Self::IntStatus,
             0x014 => Self::IntfCapability,
-            0x018 => Self::Sts,
+            Self::STS => Self::Sts,
             0x024 if locality == Locality::FOUR => Self::HashData,
             0x024 | 0x080..=0x0bc => Self::DataFifo,
             0x030 => Self::InterfaceId,

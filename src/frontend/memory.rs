@@ -1,0 +1,73 @@
+//! Memory that the guest and the register file share.
+
+/// Pages of BAR0 that the guest may have mapped ([`CONTROL_AREA`](crate::bar_map::CONTROL_AREA) and
+/// [`COMMAND_BUFFER`](crate::bar_map::COMMAND_BUFFER)): it reads and writes them at any moment, without an access that
+/// we see. What is read twice may be two things.
+///
+/// Offsets are BAR0's; an access never leaves the page that it begins in.
+pub trait Memory {
+    /// Copies what is at `offset` now.
+    fn read(&self, offset: u32, data: &mut [u8]);
+
+    /// Changes what is at `offset`. Of two calls, the guest sees the first one's bytes first.
+    fn write(&mut self, offset: u32, data: &[u8]);
+}
+
+#[cfg(test)]
+pub(super) mod pages {
+    //! The two pages as a test has them.
+
+    use super::Memory;
+    use crate::bar_map::{COMMAND_BUFFER, CONTROL_AREA};
+
+    /// Both pages, and all that was written by the register file.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub(in crate::frontend) struct Pages {
+        bytes: Vec<u8>,
+        pub(in crate::frontend) writes: Vec<(u32, Vec<u8>)>,
+    }
+
+    impl Pages {
+        /// Full of what nobody has cleared yet.
+        pub(in crate::frontend) fn new() -> Self {
+            let size = COMMAND_BUFFER.end() - CONTROL_AREA.offset;
+            Self { bytes: vec![0x5a; size.try_into().expect("small")], writes: Vec::new() }
+        }
+
+        /// What the guest reads.
+        pub(in crate::frontend) fn at(&self, offset: u32, len: usize) -> &[u8] {
+            &self.bytes[index(offset)..][..len]
+        }
+
+        /// What the guest writes.
+        pub(in crate::frontend) fn put(&mut self, offset: u32, data: &[u8]) {
+            self.bytes[index(offset)..][..data.len()].copy_from_slice(data);
+        }
+
+        pub(in crate::frontend) fn word(&self, offset: u32) -> u32 {
+            u32::from_le_bytes(self.at(offset, 4).try_into().expect("four bytes"))
+        }
+    }
+
+    fn index(offset: u32) -> usize {
+        (offset - CONTROL_AREA.offset).try_into().expect("64 bits")
+    }
+
+    impl Memory for Pages {
+        fn read(&self, offset: u32, data: &mut [u8]) {
+            stays_in_its_page(offset, data.len());
+            data.copy_from_slice(self.at(offset, data.len()));
+        }
+
+        fn write(&mut self, offset: u32, data: &[u8]) {
+            stays_in_its_page(offset, data.len());
+            self.put(offset, data);
+            self.writes.push((offset, data.to_vec()));
+        }
+    }
+
+    fn stays_in_its_page(offset: u32, len: usize) {
+        let last = offset + u32::try_from(len).expect("small") - 1;
+        assert_eq!(offset & !0xfff, last & !0xfff, "{len} bytes at {offset:#x}");
+    }
+}
