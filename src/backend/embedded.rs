@@ -7,6 +7,7 @@ use crate::state::{Key, StateFolder};
 use crate::tpm::TpmVersion;
 use crate::worker::frame::Request;
 use crate::worker::profile::Profile;
+use crate::worker::{FileNumbers, Holding};
 
 /// The embedded TPM.
 pub type Embedded = WorkerBackend<EmbeddedTpm>;
@@ -18,6 +19,16 @@ pub struct EmbeddedTpm {
     pub version: TpmVersion,
     /// Where its state lives. Without one, the TPM is ephemeral: its state is in the worker's memory and ends with it.
     pub state: Option<StateFolder>,
+}
+
+impl EmbeddedTpm {
+    /// What its workers hold.
+    ///
+    /// # Errors
+    /// If the state folder cannot be looked at.
+    pub fn holding(&self) -> nix::Result<Holding> {
+        self.state.as_ref().map_or(Ok(Holding::Nothing), |folder| FileNumbers::of(folder).map(Holding::Folder))
+    }
 }
 
 impl Task for EmbeddedTpm {

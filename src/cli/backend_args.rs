@@ -18,7 +18,7 @@ use crate::description::Source;
 use crate::launch::{Program, Spawner, SpawnerConfig};
 use crate::state::StateFolder;
 use crate::tpm::TpmVersion;
-use crate::worker;
+use crate::worker::{self, Holding};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct BackendArgs {
@@ -197,9 +197,10 @@ impl BackendConfig {
     /// what a confined server cannot, if there is anything to do.
     pub(super) fn open(self, version: TpmVersion, server: &Surroundings<'_>) -> anyhow::Result<OpenBackend> {
         let this_program = PathBuf::from("/proc/self/exe");
-        let worker = || {
+        let worker = |holding: Holding| {
             let mut worker = Program::ourselves(this_program.clone(), worker::SUBCOMMAND, server.log_level);
             worker.arguments.extend(server.sandbox.to_args());
+            worker.arguments.push(format!("--holds={holding}").into());
             worker
         };
         let start = |program| {
@@ -220,7 +221,9 @@ impl BackendConfig {
                         log::warn!("TPM {version} without --state-dir: its keys and NV contents end with this program");
                     }
                 }
-                Box::new(Embedded::new(EmbeddedTpm { version, state }, spawner(worker())?))
+                let tpm = EmbeddedTpm { version, state };
+                let worker = worker(tpm.holding().context("cannot look at the state folder")?);
+                Box::new(Embedded::new(tpm, spawner(worker)?))
             }
             Self::SwtpmAttached { control } => {
                 log::info!("TPM {version} of the swtpm on {}", control.display());
@@ -244,13 +247,14 @@ impl BackendConfig {
             }
             Self::Host { tpm_path, cancel_path } => {
                 let host = HostTpm::open(&tpm_path, cancel_path.as_deref())?;
-                let tpm = host.probe(worker(), PROBE_LIMIT, Some(server.interrupt))?;
+                let worker = worker(host.holding().with_context(|| format!("cannot look at {}", tpm_path.display()))?);
+                let tpm = host.probe(worker.clone(), PROBE_LIMIT, Some(server.interrupt))?;
                 if tpm.version() != version {
                     let (path, found) = (tpm_path.display(), tpm.version());
                     bail!("{path} is a TPM {found}, and a TPM {version} was to be served: give --tpm-version={found}");
                 }
                 tpm.warn();
-                Box::new(Passthrough::new(tpm, spawner(worker())?))
+                Box::new(Passthrough::new(tpm, spawner(worker)?))
             }
         };
         Ok(OpenBackend { backend, helper })

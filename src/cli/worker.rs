@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::sandbox_args::SandboxArgs;
 use super::{log_level, start_log};
+use crate::worker::Holding;
 
 /// Runs the TPM for a server; not for people.
 #[derive(Debug, Args)]
@@ -16,10 +17,14 @@ pub(super) struct WorkerArgs {
 
     #[command(flatten)]
     sandbox: SandboxArgs,
+
+    /// What it may be given to hold, whatever the server says that is confined then
+    #[arg(long)]
+    holds: Option<Holding>,
 }
 
 pub(super) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     start_log(args.log_level);
-    crate::worker::run(std::io::stdin().as_fd(), args.sandbox.confinement())?;
+    crate::worker::run(std::io::stdin().as_fd(), args.sandbox.confinement(), args.holds)?;
     Ok(())
 }

@@ -363,6 +363,13 @@ impl StateFolder {
     }
 }
 
+/// The folder itself.
+impl AsFd for StateFolder {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+}
+
 /// Creates a folder that is not there, for this user alone, and makes it last. The folder above has to be there: one that
 /// is not is more likely a mistake, or a disk that is not mounted.
 fn create(path: &Path) -> io::Result<()> {

@@ -7,6 +7,7 @@
 //!
 //! - [`frame`]: what the two processes say to each other; neither believes the other's frames.
 //! - `process`: the loop of the child.
+//! - `holding`: what a worker was started for, whatever its server says.
 //! - `libtpms`: the library behind a safe face.
 //! - `device`: a TPM of the host, opened by the server.
 //! - `nvram`: where the library's blobs go.
@@ -16,12 +17,14 @@
 mod cancel;
 mod device;
 pub mod frame;
+mod holding;
 mod libtpms;
 mod nvram;
 mod process;
 pub mod profile;
 
 pub(crate) use device::open_path_descriptor;
+pub use holding::{FileNumbers, Holding};
 pub use process::{WorkerError, run};
 
 /// The hidden subcommand that makes this program a worker.

@@ -11,6 +11,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::cancel::{self, Cancel, Ended};
 use super::device::DeviceTpm;
 use super::frame::{self, FrameError, MAX_FRAME, Reply, Request};
+use super::holding::Holding;
 use super::libtpms::Tpm;
 use super::nvram::Nvram;
 use crate::launch;
@@ -33,6 +34,9 @@ pub enum WorkerError {
     /// The first frame was not what it must be.
     #[error("the server's first frame must be START or START_DEVICE with the descriptors that belong to it")]
     NotStarted,
+    /// The first frame was about another TPM.
+    #[error("the server's first frame is about a TPM that this worker was not started for")]
+    Foreign,
     /// The library or the device is not usable.
     #[error("{0}")]
     Tpm(String),
@@ -84,16 +88,17 @@ pub(super) trait HeldTpm {
 }
 
 /// Runs the worker on `socket` until the server closes it. The process is confined before anything of a guest's arrives.
+/// `holding` is what it may hold; without it, what the server says.
 ///
 /// # Errors
 /// [`WorkerError`].
-pub fn run(socket: BorrowedFd<'_>, confinement: Confinement) -> Result<(), WorkerError> {
+pub fn run(socket: BorrowedFd<'_>, confinement: Confinement, holding: Option<Holding>) -> Result<(), WorkerError> {
     prepare()?;
     confinement.give_up_privileges(MAX_OPEN)?;
     // Both hold what the guest says and hears, one command after the other: secrets too.
     let mut buffer = Zeroizing::new(vec![0; MAX_FRAME]);
     let ended = Ended::default();
-    let tpm = receive_start(socket, &mut buffer, &ended, confinement);
+    let tpm = receive_start(socket, &mut buffer, &ended, confinement, holding);
     // A key may be in it.
     buffer.fill(0);
     let Some(mut tpm) = tpm? else { return Ok(()) };
@@ -145,6 +150,7 @@ fn receive_start(
     buffer: &mut [u8],
     ended: &Ended,
     confinement: Confinement,
+    holding: Option<Holding>,
 ) -> Result<Option<Box<dyn HeldTpm>>, WorkerError> {
     let (frame, descriptors) = frame::receive_start(socket.as_fd(), buffer).map_err(WorkerError::Socket)?;
     if frame.is_empty() {
@@ -154,6 +160,10 @@ fn receive_start(
     let mut descriptors = descriptors.into_iter();
     let Some(cancel_socket) = descriptors.next() else { return Err(WorkerError::NotStarted) };
     let received = [descriptors.next(), descriptors.next(), descriptors.next()];
+    let file = received.first().and_then(Option::as_ref).map(AsFd::as_fd);
+    if holding.is_some_and(|holding| !holding.admits(&request, file)) {
+        return Err(WorkerError::Foreign);
+    }
     let mut state_folder = None;
     let (tpm, cancel): (Box<dyn HeldTpm>, _) = match (request, received) {
         (Request::Start(version, _), [None, None, None]) => (library(version, None)?, Cancel::Library),

@@ -23,6 +23,7 @@ pub use probe::{PROBE_LIMIT, ProbeError};
 use super::worker::{Task, WorkerBackend};
 use crate::tpm::TpmVersion;
 use crate::worker::frame::{DeviceProperties, Request};
+use crate::worker::{FileNumbers, Holding};
 use open::{Device, Kind};
 
 /// A TPM of the host as a backend.
@@ -73,6 +74,14 @@ impl HostTpm {
     #[must_use]
     pub fn from_descriptors(device: OwnedFd, cancel: Option<OwnedFd>) -> Self {
         Self { name: "the given device".to_owned(), kind: Kind::Exclusive, device, cancel }
+    }
+
+    /// What its workers hold.
+    ///
+    /// # Errors
+    /// If the device cannot be looked at.
+    pub fn holding(&self) -> nix::Result<Holding> {
+        FileNumbers::of(&self.device).map(Holding::Device)
     }
 
     fn start(&self, properties: Option<DeviceProperties>) -> (Request<'_>, Vec<BorrowedFd<'_>>) {
