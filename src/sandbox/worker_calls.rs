@@ -2,6 +2,8 @@
 //!
 //! Not on the list, among others: `socket`, `connect`, `execve`, `clone`, `ptrace`, `kill`, `prctl`.
 
+use nix::libc;
+
 use super::calls::{Call, NOT_EXECUTABLE, Only, call};
 
 const SIBLING: &str = "other versions of the C library make this one for the same";
@@ -36,7 +38,8 @@ pub const CALLS: &[Call] = &[
     call!(SYS_fstat, "whether the state folder is still there").unseen(SIBLING),
     call!(SYS_newfstatat, "whether the state folder is still there"),
     call!(SYS_close, "state files"),
-    call!(SYS_fcntl, "state files").unseen("only checks of Rust's library in debug builds"),
+    // With other commands it would have the kernel send signals to processes outside (before Linux 6.12).
+    call!(SYS_fcntl, "state files").only(Only::OneOf(1, FCNTL)).unseen("only checks of Rust's library in debug builds"),
     #[cfg(target_arch = "x86_64")]
     call!(SYS_poll, "responses of the device that nobody has read").unseen(DEVICE),
     call!(SYS_ppoll, "responses of the device that nobody has read").unseen(DEVICE),
@@ -70,3 +73,5 @@ pub const CALLS: &[Call] = &[
     call!(SYS_open, "the C library's looks at /proc and /sys, a backtrace").refused().unseen(SIBLING),
     call!(SYS_getcwd, "a backtrace").refused().unseen(FAILURE),
 ];
+
+const FCNTL: &[u32] = &[libc::F_GETFD.unsigned_abs()];
