@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use common::process::until;
@@ -207,4 +208,26 @@ fn no_rule_is_unused() {
     assert_used("server", SERVER_CALLS, &server);
     assert_used("worker", WORKER_CALLS, &worker);
     assert_used("attached server", SERVER_CALLS_TO_ATTACH, &attached);
+}
+
+#[test]
+fn a_server_that_becomes_another_users_cannot_be_dumped_after_that() {
+    if !getuid().is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace");
+    let strace = Command::new("strace")
+        .args(["-qq", "-o"])
+        .arg(&trace)
+        .args([env!("CARGO_BIN_EXE_vfio-user-tpm"), "--socket-path=/nonexistent/s", "--user=65534:65534"])
+        .output()
+        .unwrap();
+    assert!(!strace.status.success());
+    let trace = fs::read_to_string(trace).unwrap();
+    let last =
+        |call: &str| trace.lines().enumerate().filter(|(_, line)| line.starts_with(call)).last().map(|(at, _)| at);
+    // The kernel makes what it dumps anew with the user: what a system's administrator wants of set-user-ID programs.
+    let (user, forbidden) = (last("setuid(65534)"), last("prctl(PR_SET_DUMPABLE, "));
+    assert!(user.is_some() && user < forbidden, "{trace}");
 }

@@ -206,10 +206,11 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
     start_log(config.log_level);
     let confinement = config.sandbox.confinement();
-    // First of all: what is started here has given it up too.
-    confinement.give_up_privileges(MAX_OPEN)?;
-    // Then everything belongs to that user, and is opened with its rights: also what has to be removed or opened again.
+    // First of all: everything belongs to that user, and is opened with its rights, also what has to be removed or opened
+    // again. And the kernel forgets with the old user that this process is not to be dumped.
     config.user.as_ref().map_or(Ok(()), NewUser::assume)?;
+    // What is started here has given it up too.
+    confinement.give_up_privileges(MAX_OPEN)?;
     // Blocked before anything else, so that a signal at any time ends the program in order.
     let signals = signals::wanted([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
     signals.thread_block().context("cannot block signals")?;
@@ -248,6 +249,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     };
     let starter = ready::Starter::find();
     let granted: Vec<_> = attached.iter().filter_map(|socket| socket.parent()).map(Grant::SocketsIn).collect();
+    confinement.give_up_descriptors()?;
     // The server's threads take it over.
     let files = confinement.restrict_files(&granted)?;
     let mut server = Server::new(listener)?;

@@ -102,6 +102,14 @@ impl Confinement {
         if self.level == Level::None { Ok(()) } else { process::give_up_privileges(descriptors) }
     }
 
+    /// Closes the descriptors that this process was started with, besides the standard streams, and has not taken over.
+    ///
+    /// # Errors
+    /// [`SandboxError::Process`].
+    pub fn give_up_descriptors(&self) -> Result<(), SandboxError> {
+        if self.level == Level::None { Ok(()) } else { process::give_up_descriptors() }
+    }
+
     /// From now on this thread, and those that it starts, reach no file by its path but what is granted, no TCP port, no
     /// abstract UNIX socket and no process outside. Open descriptors stay usable.
     ///
