@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::io::{IoSliceMut, Read, Write};
+use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -15,8 +15,9 @@ use std::time::Instant;
 use common::engine::EngineTpm;
 use common::tpm_commands::*;
 use nix::errno::Errno;
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use tempfile::TempDir;
 use vfio_user_tpm::backend::swtpm::{Place, Swtpm, SwtpmConfig};
 use vfio_user_tpm::tpm::{Locality, TpmVersion};
@@ -52,6 +53,8 @@ enum Fault {
     WrongChannel,
     /// It is this instead.
     Instead(Vec<u8>),
+    /// A descriptor would come along, but is refused: then it comes without.
+    Accompanied,
 }
 
 impl Fault {
@@ -228,6 +231,15 @@ fn misbehave(channel: &mut UnixStream, other: Option<&mut UnixStream>, answer: &
             None => return false,
         },
         Fault::Instead(bytes) => send(bytes),
+        Fault::Accompanied => {
+            let raw = [0];
+            let rights = [ControlMessage::ScmRights(&raw)];
+            let data = [IoSlice::new(answer)];
+            match sendmsg::<()>(channel.as_raw_fd(), &data, &rights, MsgFlags::MSG_NOSIGNAL, None) {
+                Err(Errno::EPERM) => drop(channel.write_all(answer)),
+                other => panic!("the descriptor was taken: {other:?}"),
+            }
+        }
     }
     true
 }
@@ -330,6 +342,32 @@ fn a_response_of_an_impossible_size_is_a_failure_response() {
         assert_eq!(code_of(&tpm.run(&get_random(8))), RC_FAILURE);
         tpm.reset();
         tpm.ok(&get_random(8));
+    }
+}
+
+/// Whether this kernel knows SO_PASSRIGHTS (Linux 6.16).
+fn descriptors_can_be_refused() -> bool {
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    let socket = UnixStream::pair().unwrap().0;
+    let mut value: libc::c_int = 0;
+    let mut size = 4;
+    // SAFETY: the value is as large as is said.
+    let known = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, (&raw mut value).cast(), &raw mut size)
+    };
+    known == 0
+}
+
+/// To close one may take hours, as that of a TCP socket that lingers, and it would be the event loop that does it.
+#[test]
+fn an_swtpm_cannot_send_descriptors() {
+    if !descriptors_can_be_refused() {
+        return;
+    }
+    for step in 0..FIRST_COMMAND {
+        let fake = Fake::new(Some((step, Fault::Accompanied)));
+        fake.start().ok(&get_random(8));
+        fake.happened.recv().unwrap();
     }
 }
 

@@ -7,7 +7,10 @@ pub mod embedded;
 pub mod passthrough;
 pub mod swtpm;
 pub mod synchronous;
+mod unaccompanied;
 pub mod worker;
+
+pub(crate) use unaccompanied::SO_PASSRIGHTS;
 
 use std::os::fd::BorrowedFd;
 

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use zeroize::Zeroize;
 
+use super::unaccompanied::refuse_descriptors;
 use super::{Backend, BackendError, Done};
 use crate::launch::{Launcher, Process, Program};
 use crate::tpm::Locality;
@@ -101,6 +102,7 @@ impl<T: Task> WorkerBackend<T> {
         let (cancel, their_cancel) = frame::socket_pair()?;
         for ours in [&socket, &cancel] {
             fcntl(ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+            refuse_descriptors(ours)?;
         }
         let process = self.launcher.launch(theirs)?;
         if self.started_before {

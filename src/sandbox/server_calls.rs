@@ -6,6 +6,7 @@
 use nix::libc;
 
 use super::calls::{Call, NOT_EXECUTABLE, Only, call};
+use crate::backend::SO_PASSRIGHTS;
 
 const SIBLING: &str = "other versions of the C library make this one for the same";
 const NO_VDSO: &str = "only machines whose clock cannot be read in user space";
@@ -44,6 +45,7 @@ pub const CALLS: &[Call] = &[
     call!(SYS_sendmsg, "commands to the TPM's process, requests to the spawner"),
     call!(SYS_recvfrom, "responses of the TPM's process"),
     call!(SYS_socketpair, "a new process's sockets").only(Only::OneOf(0, UNIX)),
+    call!(SYS_setsockopt, "that it sends no descriptors").only(Only::OneOf(2, &[SO_PASSRIGHTS.unsigned_abs()])),
     call!(SYS_getrandom, "the platform's authorization value"),
     #[cfg(target_arch = "x86_64")]
     call!(SYS_poll, "the spawner's answer when the socket's file is to be removed"),

@@ -7,6 +7,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair};
 
+use crate::backend::unaccompanied::refuse_descriptors;
+
 /// A connected socket and what has arrived on it.
 pub(super) struct Channel {
     /// Which of the two, for messages.
@@ -21,9 +23,10 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    /// A channel over a connected stream socket.
+    /// A channel over a stream socket, which may not be connected yet.
     pub(super) fn new(name: &'static str, socket: OwnedFd) -> nix::Result<Self> {
         fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        refuse_descriptors(&socket)?;
         Ok(Self { name, socket, inbox: Vec::new(), is_closed: false, has_spoken: false })
     }
 

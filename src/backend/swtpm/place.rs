@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -58,8 +58,9 @@ fn attach(path: &Path) -> Result<Channel, BackendError> {
     let connected =
         socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None).and_then(
             |socket| {
-                connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-                Channel::new("control", socket)
+                let channel = Channel::new("control", socket)?;
+                connect(channel.as_fd().as_raw_fd(), &UnixAddr::new(path)?)?;
+                Ok(channel)
             },
         );
     connected.map_err(|errno| {
