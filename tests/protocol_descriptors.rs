@@ -8,13 +8,16 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
-use common::ToyServer;
 use common::raw_client::*;
-use common::toy::RAM;
+use common::toy::{RAM, SLOW, ToyDevice};
+use common::{ToyServer, run_in_thread, signal_thread};
 use nix::libc::{self, EINVAL};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
+use vfio_user_tpm::vfio_user::{Listener, Server};
 
 const ASSIGN: u32 = 0x24;
 const TRIGGER: u32 = 0x21;
@@ -29,7 +32,7 @@ struct Witness {
 impl Witness {
     fn new() -> Self {
         let (kept, given) = UnixStream::pair().unwrap();
-        kept.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+        kept.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         Self { kept, given }
     }
 
@@ -266,4 +269,61 @@ fn descriptors_of_messages_that_nobody_receives_keep_nobody_waiting() {
     server.client().assert_in_step();
     server.stop();
     drop(peer);
+}
+
+/// As many descriptors as the server closes at a time, of which none lets itself be closed.
+fn clog() -> (Vec<TcpStream>, Vec<TcpStream>) {
+    (0..4).map(|_| lingering()).unzip()
+}
+
+/// Sends descriptors that cannot be closed, and more of them than may be left to be closed; then a question. `held` is
+/// what keeps the server from the first of these messages, so that its copies of the descriptors will be the last.
+fn send_clog<T>(client: &mut RawClient, sockets: Vec<TcpStream>, held: T) -> u16 {
+    let lingering: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+    let file = std::fs::File::open("/dev/null").unwrap();
+    client.send(REGION_READ, 0, &access(RAM, 0, 1, &[]), &[]);
+    client.send(GET_INFO, 0, &device_info(), &lingering);
+    client.send(GET_INFO, 0, &device_info(), &[file.as_raw_fd(); 253]);
+    let question = client.send(GET_INFO, 0, &device_info(), &[]);
+    drop((sockets, held));
+    client.receive().ok();
+    client.receive().ok();
+    assert_eq!(client.receive().errno(), EINVAL);
+    question
+}
+
+#[test]
+fn the_device_goes_on_while_a_client_waits_for_its_descriptors_to_be_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let mut server = Server::new(Listener::bind(&path).unwrap()).unwrap();
+    server.limit_clogging(Duration::from_secs(3600));
+    let (device, control) = ToyDevice::new(&server.registry().unwrap());
+    let thread = run_in_thread(server, device);
+    let mut client = RawClient::connect(&path);
+    client.negotiate();
+    let held = client.send(REGION_READ, 0, &access(SLOW, 0, 2, &[]), &[]);
+    let (sockets, peers) = clog();
+    let question = send_clog(&mut client, sockets, control.state());
+    control.release();
+    let reply = client.receive();
+    assert_eq!((reply.id, &reply.ok()[16..]), (held, &[0xa5, 0xa5][..]));
+    // With data that nobody has read, this resets the connections.
+    drop(peers);
+    assert_eq!(client.receive().id, question);
+    client.assert_in_step();
+    signal_thread(&thread, Signal::SIGTERM);
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn client_whose_descriptors_cannot_be_closed_is_disconnected() {
+    let server = ToyServer::start();
+    let (sockets, peers) = clog();
+    let mut client = server.client();
+    send_clog(&mut client, sockets, server.control.state());
+    client.assert_closed();
+    drop(peers);
+    server.client().assert_in_step();
+    server.stop();
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -23,6 +24,8 @@ pub(super) struct Client {
     connection: Connection,
     session: Session,
     outbox: Outbox,
+    /// Since when nothing is received, because too many descriptors are still to be closed.
+    clogged: Option<Instant>,
 }
 
 /// Why a client is served no longer.
@@ -50,11 +53,19 @@ pub(super) enum Waiting {
     /// Room for what is to be sent. Nothing is received meanwhile: so a client that does not read cannot make the server
     /// keep its replies.
     ToSend,
+    /// Fewer descriptors that are still to be closed. Nothing is received meanwhile, and no event tells: it has to be served
+    /// again after a moment.
+    ForRoom,
 }
 
 impl Client {
     pub(super) fn new(socket: UnixStream, closer: Closer) -> Self {
-        Self { connection: Connection::new(socket, closer), session: Session::default(), outbox: Outbox::default() }
+        Self {
+            connection: Connection::new(socket, closer),
+            session: Session::default(),
+            outbox: Outbox::default(),
+            clogged: None,
+        }
     }
 
     pub(super) fn socket(&self) -> &UnixStream {
@@ -73,7 +84,11 @@ impl Client {
     }
 
     pub(super) fn waiting(&self) -> Waiting {
-        if self.outbox.is_empty() { Waiting::ToReceive } else { Waiting::ToSend }
+        match self.clogged {
+            _ if !self.outbox.is_empty() => Waiting::ToSend,
+            None => Waiting::ToReceive,
+            Some(_) => Waiting::ForRoom,
+        }
     }
 
     /// Whether it is gone. What it has sent before is still served.
@@ -84,14 +99,19 @@ impl Client {
 
     /// Sends what waits, and serves at most one message: whether there is another is for the event loop to find out, which
     /// costs less than to ask the socket in vain after each.
-    pub(super) fn serve(&mut self, device: &mut dyn Device) -> Result<(), Farewell> {
+    ///
+    /// As long as its descriptors cannot be closed as fast as they come, nothing is received; after `clogging_limit` of that
+    /// it is time to part.
+    pub(super) fn serve(&mut self, device: &mut dyn Device, clogging_limit: Duration) -> Result<(), Farewell> {
         self.flush()?;
         if self.waiting() == Waiting::ToSend {
             return Ok(());
         }
         if !self.connection.has_room() {
-            return Err(Farewell::Clogged);
+            let since = *self.clogged.get_or_insert_with(Instant::now);
+            return if since.elapsed() < clogging_limit { Ok(()) } else { Err(Farewell::Clogged) };
         }
+        self.clogged = None;
         let mut budget = BUDGET;
         match self.connection.receive(&mut budget) {
             Ok(Progress::Message) => {

@@ -10,9 +10,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 
@@ -23,9 +22,6 @@ const THREADS: usize = 4;
 /// (`SCM_MAX_FD`, 253) it stays well below the usual limit of 1024 for a process.
 const ROOM: usize = 256;
 
-/// How long it is waited for that much room. It takes only a moment, unless all threads are stuck.
-const PATIENCE: Duration = Duration::from_secs(1);
-
 /// Bytes of a thread's stack; it calls nothing but `close`.
 const STACK_SIZE: usize = 64 << 10;
 
@@ -33,22 +29,14 @@ const STACK_SIZE: usize = 64 << 10;
 #[derive(Clone, Debug)]
 pub(super) struct Closer {
     queue: Sender<OwnedFd>,
-    pending: Arc<Pending>,
-}
-
-/// How many descriptors are not closed yet. The lock is only for those who wait for fewer: a register access reads the
-/// number and takes none.
-#[derive(Debug, Default)]
-struct Pending {
-    count: AtomicUsize,
-    waiting: Mutex<()>,
-    fewer: Condvar,
+    /// How many descriptors are not closed yet.
+    pending: Arc<AtomicUsize>,
 }
 
 impl Closer {
     pub(super) fn start() -> io::Result<Self> {
         let (queue, work) = mpsc::channel();
-        let (work, pending) = (Arc::new(Mutex::new(work)), Arc::new(Pending::default()));
+        let (work, pending) = (Arc::new(Mutex::new(work)), Arc::new(AtomicUsize::new(0)));
         // New threads inherit the mask: signals are for the event loop.
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let (ready, are_ready) = mpsc::channel();
@@ -72,7 +60,7 @@ impl Closer {
     /// Has descriptors closed, and returns at once.
     pub(super) fn close(&self, descriptors: impl IntoIterator<Item = OwnedFd>) {
         for descriptor in descriptors {
-            self.pending.add();
+            self.pending.fetch_add(1, Ordering::SeqCst);
             // It fails only if all threads are gone, which they are not before this is.
             let _ = self.queue.send(descriptor);
         }
@@ -86,52 +74,19 @@ impl Closer {
         self.close([socket.into()]);
     }
 
-    /// Whether more descriptors may be received. Waits a little for it, in the hope that the threads are only slow: for a
-    /// client that sends more than they can close, and for nobody else.
+    /// Whether more descriptors may be received now. If not, it takes only a moment, unless all threads are stuck.
     pub(super) fn has_room(&self) -> bool {
-        self.has_room_now() || self.pending.wait_until_at_most(ROOM)
-    }
-
-    /// As [`has_room`](Self::has_room), at this moment.
-    pub(super) fn has_room_now(&self) -> bool {
-        self.pending.count() <= ROOM
+        self.pending.load(Ordering::SeqCst) <= ROOM
     }
 }
 
-impl Pending {
-    fn count(&self) -> usize {
-        self.count.load(Ordering::SeqCst)
-    }
-
-    fn add(&self) {
-        self.count.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn remove(&self) {
-        self.count.fetch_sub(1, Ordering::SeqCst);
-        // Whoever has looked at the number and not begun to wait yet has the lock.
-        drop(self.lock());
-        self.fewer.notify_all();
-    }
-
-    fn wait_until_at_most(&self, most: usize) -> bool {
-        let waited = self.fewer.wait_timeout_while(self.lock(), PATIENCE, |()| self.count() > most);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
-        self.count() <= most
-    }
-
-    fn lock(&self) -> MutexGuard<'_, ()> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn run(work: &Mutex<Receiver<OwnedFd>>, pending: &Pending) {
+fn run(work: &Mutex<Receiver<OwnedFd>>, pending: &AtomicUsize) {
     loop {
         // The lock is given back before the descriptor is closed.
         let next = work.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(descriptor) = next else { return };
         drop(descriptor);
-        pending.remove();
+        pending.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -139,6 +94,7 @@ fn run(work: &Mutex<Receiver<OwnedFd>>, pending: &Pending) {
 mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
 
     use nix::libc;
     use nix::sys::socket::{setsockopt, sockopt};
@@ -174,9 +130,11 @@ mod tests {
         let (stuck, peers): (Vec<_>, Vec<_>) = (0..THREADS).map(|_| lingering()).unzip();
         closer.close(stuck);
         closer.close((0..ROOM).map(|_| std::fs::File::open("/dev/null").unwrap().into()));
-        assert!(!closer.has_room() && !closer.has_room_now());
+        assert!(!closer.has_room());
         // With data that nobody has read, this resets the connections.
         drop(peers);
-        while !closer.has_room() {}
+        while !closer.has_room() {
+            thread::yield_now();
+        }
     }
 }

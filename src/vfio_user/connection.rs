@@ -144,7 +144,7 @@ impl Connection {
         self.rights.closer.hang_up(self.socket);
     }
 
-    /// Whether descriptors can be closed as fast as they come; otherwise nothing more may be received.
+    /// Whether descriptors are closed as fast as they come; otherwise nothing more may be received now.
     pub(super) fn has_room(&self) -> bool {
         self.rights.closer.has_room()
     }

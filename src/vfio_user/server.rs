@@ -37,6 +37,13 @@ const ACCEPT_BUDGET: u32 = 16;
 /// waits, it may take its time: it might be stopped in a debugger.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long a client may have sent more descriptors than can be closed. To close them takes only a moment, unless they do
+/// not let themselves be closed.
+const CLOGGING_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long such a client rests before it is asked again.
+const CLOGGED_PAUSE: Duration = Duration::from_millis(5);
+
 /// Signals to end that come within this time are one: timeout(1), for example, sends to a process and to its group, and a
 /// terminal and a service manager may both mean it.
 const ONE_WISH: Duration = Duration::from_secs(1);
@@ -76,6 +83,7 @@ pub struct Server {
     /// Has come while its predecessor was leaving, or had not negotiated.
     successor: Option<UnixStream>,
     handshake_limit: Duration,
+    clogging_limit: Duration,
     /// There may be clients to accept.
     arrivals: bool,
     /// Accepting has failed, and rests until then.
@@ -103,6 +111,7 @@ impl Server {
             client: None,
             successor: None,
             handshake_limit: HANDSHAKE_LIMIT,
+            clogging_limit: CLOGGING_LIMIT,
             arrivals: true,
             paused_until: None,
             stopping: false,
@@ -129,6 +138,12 @@ impl Server {
     /// How long a client may keep another waiting before it has negotiated, if not 5 seconds.
     pub fn limit_handshake(&mut self, limit: Duration) {
         self.handshake_limit = limit;
+    }
+
+    /// How long a client may have sent more descriptors than can be closed, if not 1 second. Nothing is received from it
+    /// meanwhile.
+    pub fn limit_clogging(&mut self, limit: Duration) {
+        self.clogging_limit = limit;
     }
 
     /// Where a device registers what it wants to be woken by, with tokens from [`DEVICE_TOKEN`] on.
@@ -196,7 +211,8 @@ impl Server {
             return Some(Duration::ZERO);
         }
         let handshake = self.successor.as_ref().and(self.handshake_deadline());
-        let next = [device.deadline(), self.paused_until, handshake].into_iter().flatten().min()?;
+        let clogged = self.client.as_ref().and_then(Watched::ask_again);
+        let next = [device.deadline(), self.paused_until, handshake, clogged].into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
@@ -248,7 +264,8 @@ impl Server {
     /// Gives the client its turn.
     fn serve_client(&mut self, device: &mut dyn Device, due: Due) {
         let Some(watched) = &mut self.client else { return };
-        if let Err(reason) = watched.serve(device, due).and_then(|()| Ok(watched.watch(&self.levels)?)) {
+        let served = watched.serve(device, due, self.clogging_limit).and_then(|()| Ok(watched.watch(&self.levels)?));
+        if let Err(reason) = served {
             log::info!("{reason}");
             self.disconnect(device);
         }
@@ -287,7 +304,7 @@ impl Server {
                 return;
             }
             let Some(listener) = &self.listener else { return };
-            if !self.closer.has_room_now() {
+            if !self.closer.has_room() {
                 return self.pause_accepting(&"descriptors of earlier ones are still being closed");
             }
             let arrival = listener.accept();
@@ -409,14 +426,19 @@ impl Watched {
         Ok(Self { client, waiting, unmasks: false, since: Instant::now() })
     }
 
-    fn serve(&mut self, device: &mut dyn Device, due: Due) -> Result<(), Farewell> {
+    /// When it is to be served though no event tells.
+    fn ask_again(&self) -> Option<Instant> {
+        if self.waiting == Waiting::ForRoom { Instant::now().checked_add(CLOGGED_PAUSE) } else { None }
+    }
+
+    fn serve(&mut self, device: &mut dyn Device, due: Due, clogging_limit: Duration) -> Result<(), Farewell> {
         if due.woken {
             self.client.resume(device)?;
         }
         if due.unmasks {
             self.client.unmask(device);
         }
-        if due.message { self.client.serve(device) } else { Ok(()) }
+        if due.message || self.waiting == Waiting::ForRoom { self.client.serve(device, clogging_limit) } else { Ok(()) }
     }
 
     /// Watches for what the client waits for now.
@@ -441,6 +463,8 @@ fn event(waiting: Waiting) -> EpollEvent {
     let flags = match waiting {
         Waiting::ToReceive => EpollFlags::EPOLLIN,
         Waiting::ToSend => EpollFlags::EPOLLOUT,
+        // That the client has left is told always, but so only once.
+        Waiting::ForRoom => EpollFlags::EPOLLONESHOT,
     };
     EpollEvent::new(flags, CLIENT.0 as u64)
 }
