@@ -149,7 +149,8 @@ impl Connection {
         self.rights.closer.has_room()
     }
 
-    /// Receives until a message is complete. Each system call costs one of `budget`.
+    /// Receives until a message is complete. Each system call costs one of `budget`; one that brings descriptors all of it,
+    /// so that [`has_room`](Self::has_room) is asked before there are more.
     pub(super) fn receive(&mut self, budget: &mut u32) -> Result<Progress, ReceiveError> {
         loop {
             if let Expecting::Header { filled: 0 } | Expecting::Nothing { .. } = self.expecting {
@@ -159,6 +160,7 @@ impl Connection {
             *budget = left;
             match self.step() {
                 Ok(true) => return Ok(Progress::Message),
+                Ok(false) if self.rights.have_come() => *budget = 0,
                 Ok(false) | Err(ReceiveError::Socket(Errno::EINTR)) => {}
                 Err(ReceiveError::Socket(Errno::EAGAIN)) => return Ok(Progress::WouldBlock),
                 Err(error) => return Err(error),
@@ -246,6 +248,11 @@ impl Rights {
             self.close();
         }
         if received.size == 0 { Err(ReceiveError::Closed) } else { Ok(received.size) }
+    }
+
+    /// Whether any have come with the message so far.
+    fn have_come(&self) -> bool {
+        self.lost || !self.descriptors.is_empty()
     }
 
     fn close(&mut self) {
@@ -370,6 +377,22 @@ mod tests {
             drop(client);
             assert!(matches!(connection.receive(&mut 1000), Err(ReceiveError::Closed)), "{sent}");
         }
+    }
+
+    #[test]
+    fn receiving_pauses_after_each_piece_that_brings_descriptors() {
+        let (mut connection, client) = pair();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        for (piece, count) in [(bytes(1, u32::MAX, b""), 253), (vec![0; 9], 253), (vec![0; 9], 3), (vec![0; 9], 0)] {
+            let rights = vec![file.as_raw_fd(); count];
+            let rights = [ControlMessage::ScmRights(&rights)];
+            let rights = if count == 0 { &[][..] } else { &rights[..] };
+            sendmsg::<()>(client.as_raw_fd(), &[IoSlice::new(&piece)], rights, MsgFlags::empty(), None).unwrap();
+        }
+        assert_eq!(receive(&mut connection), Progress::Message);
+        assert_eq!(receive(&mut connection), Progress::BudgetSpent);
+        assert_eq!(receive(&mut connection), Progress::BudgetSpent);
+        assert_eq!(receive(&mut connection), Progress::WouldBlock);
     }
 
     #[test]
