@@ -22,6 +22,7 @@ pub mod manufacture;
 pub mod pci;
 pub mod platform;
 pub mod sandbox;
+pub mod seqpacket;
 pub mod state;
 pub mod tpm;
 pub mod vfio_user;

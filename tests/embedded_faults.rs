@@ -27,9 +27,10 @@ use vfio_user_tpm::device::{DEVICE_ID, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::{Engine, Wakeup};
 use vfio_user_tpm::frontend::tis::TisConfig;
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
+use vfio_user_tpm::seqpacket;
 use vfio_user_tpm::tpm::TpmVersion;
 use vfio_user_tpm::vfio_user::{DEVICE_TOKEN, Listener, Server, ServerError};
-use vfio_user_tpm::worker::frame::{self, MAX_FRAME, Reply, Request};
+use vfio_user_tpm::worker::frame::{MAX_FRAME, Reply, Request};
 
 /// QEMU's main loop stands still during a register access: none takes longer.
 const ACCESS_LIMIT: Duration = Duration::from_secs(1);
@@ -55,15 +56,15 @@ fn misbehave(fault: &str) {
     let mut buffer = [0; MAX_FRAME];
     let mut starts = 0;
     // Commands, and what goes with them, come before any descriptor that is held.
-    let (_, _descriptors) = frame::receive_start(socket.as_fd(), &mut buffer).unwrap();
-    let send = |bytes: &[u8]| frame::send(socket.as_fd(), bytes, &[]).is_ok();
+    let (_, _descriptors) = seqpacket::receive_with_descriptors(socket.as_fd(), &mut buffer).unwrap();
+    let send = |bytes: &[u8]| seqpacket::send(socket.as_fd(), bytes, &[]).is_ok();
     let reply = |reply: Reply<'_>, sequence| {
         let mut bytes = Vec::new();
         reply.encode(sequence, &mut bytes);
         send(&bytes)
     };
     loop {
-        let Ok(received) = frame::receive(socket.as_fd(), &mut buffer) else { return };
+        let Ok(received) = seqpacket::receive(socket.as_fd(), &mut buffer) else { return };
         if received.is_empty() {
             return;
         }

@@ -28,9 +28,9 @@ use vfio_user_tpm::device::{DEVICE_ID, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::{Engine, Wakeup};
 use vfio_user_tpm::frontend::tis::TisConfig;
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
+use vfio_user_tpm::seqpacket;
 use vfio_user_tpm::tpm::{BUFFER_SIZE, Fault, Locality, TpmVersion, fault_response};
 use vfio_user_tpm::vfio_user::{DEVICE_TOKEN, Listener, Server};
-use vfio_user_tpm::worker::frame::socket_pair;
 
 /// Nothing that is expected takes this long; a test that waits so long has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -60,7 +60,7 @@ struct Chip {
 
 impl Chip {
     fn play(mut answer: impl FnMut(u32, &[u8]) -> Played + Send + 'static) -> Self {
-        let (device, chip) = socket_pair().unwrap();
+        let (device, chip) = seqpacket::pair().unwrap();
         let copy = chip.try_clone().unwrap();
         let (heard, commands) = channel();
         thread::spawn(move || {
@@ -267,7 +267,7 @@ fn the_wait_for_the_probe_can_be_interrupted() {
 
 #[test]
 fn a_chip_that_is_gone_is_told_by_the_probe() {
-    let (device, _) = socket_pair().unwrap();
+    let (device, _) = seqpacket::pair().unwrap();
     let error = HostTpm::from_descriptors(device, None).probe(worker(), PATIENCE, None).unwrap_err();
     let text = error.source().map(ToString::to_string).unwrap_or_default();
     assert!(matches!(error, ProbeError::Failed { .. }) && text.contains("start this program"), "{text}");

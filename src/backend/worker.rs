@@ -11,6 +11,7 @@ use zeroize::Zeroize;
 use super::unaccompanied::refuse_descriptors;
 use super::{Backend, BackendError, Done};
 use crate::launch::{Launcher, Process, Program};
+use crate::seqpacket;
 use crate::tpm::Locality;
 use crate::worker::SUBCOMMAND;
 use crate::worker::frame::{self, MAX_FRAME, Reply, Request};
@@ -98,8 +99,8 @@ impl<T: Task> WorkerBackend<T> {
     }
 
     fn start_worker(&mut self) -> io::Result<()> {
-        let (socket, theirs) = frame::socket_pair()?;
-        let (cancel, their_cancel) = frame::socket_pair()?;
+        let (socket, theirs) = seqpacket::pair()?;
+        let (cancel, their_cancel) = seqpacket::pair()?;
         for ours in [&socket, &cancel] {
             fcntl(ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
             refuse_descriptors(ours)?;
@@ -152,7 +153,7 @@ impl Worker {
     fn send(&mut self, request: Request<'_>, frame: &mut Vec<u8>, descriptors: &[BorrowedFd<'_>]) -> nix::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         request.encode(self.sequence, frame);
-        let sent = frame::send(self.socket.as_fd(), frame, descriptors);
+        let sent = seqpacket::send(self.socket.as_fd(), frame, descriptors);
         // A key may be in it, and a guest's passwords.
         frame.zeroize();
         sent
@@ -210,7 +211,7 @@ impl<T: Task> Backend for WorkerBackend<T> {
             return self.initialize().err().map(Err);
         }
         let worker = self.worker.as_mut()?;
-        let frame = match frame::receive(worker.socket.as_fd(), &mut self.buffer) {
+        let frame = match seqpacket::receive(worker.socket.as_fd(), &mut self.buffer) {
             Ok([]) | Err(Errno::ECONNRESET) if worker.is_from_before => return self.begin_again().err().map(Err),
             Ok([]) => {
                 // Usually it has ended already, and how is known.

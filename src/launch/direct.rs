@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use nix::errno::Errno;
-use nix::libc;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -129,19 +128,4 @@ fn prepare(starter: u32) -> io::Result<()> {
         return Err(Errno::ESRCH.into());
     }
     Ok(SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]).thread_block()?)
-}
-
-/// Closes whatever this process was started with besides the standard streams. To be called before anything is opened.
-///
-/// # Errors
-/// Those of `close_range(2)`.
-pub(crate) fn close_inherited() -> io::Result<()> {
-    // SAFETY: nothing in this process has opened a descriptor yet; those above 2 belong to nobody.
-    #[expect(unsafe_code, reason = "there is no safe face for it")]
-    let closed = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
-    match Errno::result(closed) {
-        // Linux before 5.9 cannot do this; the server's own descriptors are closed on exec anyway.
-        Ok(_) | Err(Errno::ENOSYS) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
 }

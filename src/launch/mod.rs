@@ -5,7 +5,6 @@ mod spawner;
 mod spawner_process;
 
 pub use direct::Program;
-pub(crate) use direct::close_inherited;
 pub use spawner::{SUBCOMMAND as SPAWNER, Spawner, SpawnerConfig};
 pub use spawner_process::{Remover, SpawnerError, run as run_spawner};
 

@@ -24,7 +24,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use super::direct::Started;
 use super::{Inner, Launcher, Process, Program};
-use crate::worker::frame;
+use crate::seqpacket;
 
 /// The hidden subcommand that makes this program a spawner.
 pub const SUBCOMMAND: &str = "spawner";
@@ -75,7 +75,7 @@ impl Spawner {
             spawner.arguments.push(program.path.into());
             spawner.arguments.extend(program.arguments);
         }
-        let (socket, theirs) = frame::socket_pair()?;
+        let (socket, theirs) = seqpacket::pair()?;
         // Never waited for: if it should not answer, that is no reason to stop serving.
         fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         // It ends with its socket, or with this thread. A confined server can neither kill it nor wait for it.
@@ -89,10 +89,10 @@ impl Spawner {
     /// Why it is not done, as far as is known.
     pub fn remove_socket(&self, device: u64, inode: u64) -> io::Result<()> {
         let request = [&[REMOVE][..], &device.to_ne_bytes(), &inode.to_ne_bytes()].concat();
-        frame::send(self.0.as_fd(), &request, &[])?;
+        seqpacket::send(self.0.as_fd(), &request, &[])?;
         let mut answered = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
         poll(&mut answered, PollTimeout::from(REMOVE_LIMIT))?;
-        match frame::receive(self.0.as_fd(), &mut [0; MAX_END])? {
+        match seqpacket::receive(self.0.as_fd(), &mut [0; MAX_END])? {
             REMOVED => Ok(()),
             [] => Err(io::Error::other("the spawner is gone")),
             reason => Err(io::Error::other(String::from_utf8_lossy(reason).into_owned())),
@@ -102,9 +102,9 @@ impl Spawner {
 
 impl Launcher for Spawner {
     fn launch(&self, stdin: OwnedFd) -> io::Result<Process> {
-        let (control, theirs) = frame::socket_pair()?;
+        let (control, theirs) = seqpacket::pair()?;
         fcntl(&control, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        frame::send(self.0.as_fd(), REQUEST, &[stdin.as_fd(), theirs.as_fd()]).map_err(|errno| match errno {
+        seqpacket::send(self.0.as_fd(), REQUEST, &[stdin.as_fd(), theirs.as_fd()]).map_err(|errno| match errno {
             // It cannot be started again either, by a server that is confined.
             Errno::EPIPE | Errno::ECONNRESET => {
                 io::Error::other("the process that starts others is gone; start this program again")
@@ -131,7 +131,7 @@ impl Spawned {
     pub(super) fn end(&mut self) -> Option<&str> {
         if self.end.is_none() {
             let mut buffer = [0; MAX_END];
-            self.end = match frame::receive(self.control.as_fd(), &mut buffer) {
+            self.end = match seqpacket::receive(self.control.as_fd(), &mut buffer) {
                 // It takes its processes along.
                 Ok([]) => Some("unknown: the spawner is gone".to_owned()),
                 Ok(text) => Some(String::from_utf8_lossy(text).into_owned()),

@@ -9,10 +9,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
 use super::Program;
-use super::direct::{Started, close_inherited};
+use super::direct::Started;
 use super::spawner::{MAX_END, MAX_REQUEST, REMOVE, REMOVED, REQUEST};
-use crate::sandbox::forbid_inspection;
-use crate::worker::frame;
+use crate::sandbox::{close_inherited, forbid_inspection};
+use crate::seqpacket;
 
 /// Most processes at a time. A server has one, and for a moment one that it has killed.
 const MAX_PROCESSES: usize = 4;
@@ -142,7 +142,7 @@ enum Request {
 
 fn receive(socket: BorrowedFd<'_>) -> Result<Request, SpawnerError> {
     let mut buffer = [0; MAX_REQUEST];
-    let (request, descriptors) = frame::receive_start(socket, &mut buffer)?;
+    let (request, descriptors) = seqpacket::receive_with_descriptors(socket, &mut buffer)?;
     let mut descriptors = descriptors.into_iter();
     match (request, descriptors.next(), descriptors.next(), descriptors.next()) {
         ([], None, ..) => Ok(Request::None),
@@ -165,5 +165,5 @@ fn tell(control: &OwnedFd, text: &str) {
 }
 
 fn answer(socket: BorrowedFd<'_>, text: &[u8]) {
-    let _ = frame::send(socket, text.get(..MAX_END).unwrap_or(text), &[]);
+    let _ = seqpacket::send(socket, text.get(..MAX_END).unwrap_or(text), &[]);
 }

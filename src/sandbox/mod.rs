@@ -8,17 +8,20 @@
 //!
 //! Two mechanisms of Linux, one behind the other: Landlock says which files may be reached (`files`), seccomp which system
 //! calls may be made (`filter`; the lists are `server_calls` and `worker_calls`). Neither can be taken back, and what a
-//! process starts has them too. Before both, a process gives up what it will never need (`process`).
+//! process starts has them too. Before both, a process gives up what it will never need (`process`), and one that was
+//! started by another of ours closes what it was started with (`inherited`).
 
 mod calls;
 mod files;
 mod filter;
+mod inherited;
 mod process;
 mod server_calls;
 mod worker_calls;
 
 pub use calls::Call;
 pub use files::Grant;
+pub use inherited::close_inherited;
 pub use process::{NewUser, UserError, forbid_inspection};
 pub use server_calls::{CALLS as SERVER_CALLS, TO_ATTACH as SERVER_CALLS_TO_ATTACH};
 pub use worker_calls::CALLS as WORKER_CALLS;

@@ -5,8 +5,8 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::frame;
 use super::libtpms;
+use crate::seqpacket;
 
 /// How long the thread sleeps between two requests to cancel.
 const INTERVAL: Duration = Duration::from_millis(1);
@@ -59,7 +59,7 @@ pub(super) fn start(socket: OwnedFd, ended: Ended, how: Cancel) -> std::io::Resu
         drop(ready);
         let mut buffer = [0; 4];
         let mut written_for = None;
-        while let Ok(message) = frame::receive(socket.as_fd(), &mut buffer) {
+        while let Ok(message) = seqpacket::receive(socket.as_fd(), &mut buffer) {
             let Ok(sequence) = message.try_into().map(u32::from_ne_bytes) else { break };
             match &how {
                 Cancel::Library => {

@@ -1,4 +1,4 @@
-//! The frames between the server and the worker, one to a message of a `SOCK_SEQPACKET` socket pair.
+//! The frames between the server and the worker, one to a message of their socket pair.
 //!
 //! A frame is an 8-byte header - kind, locality or flags, two zero bytes, sequence number (native-endian u32) - and a
 //! payload. Both sides are the same program on the same machine, and yet a worker that was taken over may send
@@ -7,23 +7,17 @@
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 use std::fmt;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::AsFd;
 
-use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, sendmsg};
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::seqpacket;
 use crate::state::MASTER_SIZE;
 use crate::tpm::{BUFFER_SIZE, HEADER_SIZE, Locality, TpmVersion};
 
 /// Bytes in the largest frame.
 pub const MAX_FRAME: usize = size_of::<FrameHeader>() + BUFFER_SIZE;
-
-/// Most descriptors that come with a frame: cancel socket, state folder, lock, rollback anchor; or cancel socket, device,
-/// cancel file.
-const MAX_DESCRIPTORS: usize = 4;
 
 const START: u8 = 0x01;
 const INITIALIZE: u8 = 0x02;
@@ -232,77 +226,9 @@ fn get(frame: &[u8]) -> Option<(FrameHeader, &[u8])> {
     (header.zero == [0; 2] && payload.len() <= BUFFER_SIZE).then_some((header, payload))
 }
 
-/// Sends one frame with the descriptors that go with it.
-///
-/// # Errors
-/// Those of `sendmsg(2)`; `EAGAIN` if the socket does not block and has no room.
-pub fn send(socket: BorrowedFd<'_>, frame: &[u8], descriptors: &[BorrowedFd<'_>]) -> nix::Result<()> {
-    let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&raw)];
-    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
-    let data = [IoSlice::new(frame)];
-    uninterrupted(|| sendmsg::<()>(socket.as_raw_fd(), &data, control, MsgFlags::MSG_NOSIGNAL, None)).map(drop)
-}
-
-/// Receives one frame into `buffer`. An empty frame is the end of the stream.
-///
-/// Descriptors that the other side sends along never get into this process: there is no room for them to arrive in.
-///
-/// # Errors
-/// Those of `recvmsg(2)`; `EAGAIN` if the socket does not block and nothing is there; `EMSGSIZE` for a frame that is
-/// larger than `buffer`.
-pub fn receive<'a>(socket: BorrowedFd<'_>, buffer: &'a mut [u8]) -> nix::Result<&'a [u8]> {
-    // With MSG_TRUNC the length is that of the frame, whatever the buffer's.
-    let length = uninterrupted(|| recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_TRUNC))?;
-    buffer.get(..length).ok_or(Errno::EMSGSIZE)
-}
-
-/// As [`receive`], with the descriptors that came along. For a side that trusts the other: for the worker's first frame.
-///
-/// # Errors
-/// As [`receive`]; `ENOBUFS` for more descriptors than any frame has.
-pub fn receive_start<'a>(socket: BorrowedFd<'_>, buffer: &'a mut [u8]) -> nix::Result<(&'a [u8], Vec<OwnedFd>)> {
-    let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
-    let mut vectors = [IoSliceMut::new(buffer)];
-    // Not interrupted: this is the first thing that a new process does.
-    let received = recvmsg::<()>(socket.as_raw_fd(), &mut vectors, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    let mut descriptors = Vec::new();
-    for control in received.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(rights) = control {
-            for fd in rights {
-                // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
-                #[expect(unsafe_code, reason = "received descriptors come as plain numbers")]
-                descriptors.push(unsafe { OwnedFd::from_raw_fd(fd) });
-            }
-        }
-    }
-    let (length, flags) = (received.bytes, received.flags);
-    let frame = buffer.get(..length).filter(|_| !flags.contains(MsgFlags::MSG_TRUNC)).ok_or(Errno::EMSGSIZE)?;
-    Ok((frame, descriptors))
-}
-
-/// Repeats a system call that a signal has interrupted.
-fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
-    loop {
-        match call() {
-            Err(Errno::EINTR) => {}
-            result => return result,
-        }
-    }
-}
-
-/// A connected pair of frame sockets, close-on-exec.
-///
-/// # Errors
-/// Those of `socketpair(2)`.
-pub fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
-}
-
 /// The message on the cancel socket: the sequence number of the command to cancel.
 pub fn send_cancel(socket: impl AsFd, sequence: u32) -> nix::Result<()> {
-    send(socket.as_fd(), &sequence.to_ne_bytes(), &[])
+    seqpacket::send(socket.as_fd(), &sequence.to_ne_bytes(), &[])
 }
 
 #[cfg(test)]
@@ -389,41 +315,6 @@ mod tests {
                 .encode(1, &mut frame);
             assert!(Request::decode(&frame).is_err());
         }
-    }
-
-    #[test]
-    fn the_first_frame_and_its_descriptors_cross_the_socket_together() {
-        let (a, b) = socket_pair().unwrap();
-        let (extra, _) = socket_pair().unwrap();
-        send(a.as_fd(), b"frame", &[extra.as_fd(), a.as_fd()]).unwrap();
-        let mut buffer = [0; MAX_FRAME];
-        let (frame, descriptors) = receive_start(b.as_fd(), &mut buffer).unwrap();
-        assert_eq!((frame, descriptors.len()), (&b"frame"[..], 2));
-    }
-
-    #[test]
-    fn descriptors_with_any_other_frame_stay_outside() {
-        let (a, b) = socket_pair().unwrap();
-        let (extra, other_end) = socket_pair().unwrap();
-        send(a.as_fd(), b"frame", &[extra.as_fd(); 40]).unwrap();
-        drop(extra);
-        assert_eq!(receive(b.as_fd(), &mut [0; MAX_FRAME]), Ok(&b"frame"[..]));
-        // The end of the stream tells that nobody has the other end open any more.
-        assert_eq!(receive(other_end.as_fd(), &mut [0; 8]), Ok(&[][..]));
-    }
-
-    #[test]
-    fn a_frame_larger_than_any_is_refused() {
-        let (a, b) = socket_pair().unwrap();
-        send(a.as_fd(), &[0; MAX_FRAME + 1], &[]).unwrap();
-        assert_eq!(receive(b.as_fd(), &mut [0; MAX_FRAME]), Err(Errno::EMSGSIZE));
-    }
-
-    #[test]
-    fn the_end_of_the_stream_is_an_empty_frame() {
-        let (a, b) = socket_pair().unwrap();
-        drop(a);
-        assert_eq!(receive(b.as_fd(), &mut [0; MAX_FRAME]), Ok(&[][..]));
     }
 
     proptest! {

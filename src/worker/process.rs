@@ -10,12 +10,12 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::cancel::{self, Cancel, Ended};
 use super::device::DeviceTpm;
-use super::frame::{self, FrameError, MAX_FRAME, Reply, Request};
+use super::frame::{FrameError, MAX_FRAME, Reply, Request};
 use super::holding::Holding;
 use super::libtpms::Tpm;
 use super::nvram::Nvram;
-use crate::launch;
-use crate::sandbox::{Confinement, Grant, SandboxError, WORKER_CALLS, forbid_inspection};
+use crate::sandbox::{Confinement, Grant, SandboxError, WORKER_CALLS, close_inherited, forbid_inspection};
+use crate::seqpacket;
 use crate::state::{Anchor, Key, StateFolder};
 use crate::tpm::{Locality, TpmVersion};
 
@@ -106,7 +106,7 @@ pub fn run(socket: BorrowedFd<'_>, confinement: Confinement, holding: Option<Hol
     let mut response = Vec::with_capacity(MAX_FRAME);
     let mut reply = Zeroizing::new(Vec::with_capacity(MAX_FRAME));
     loop {
-        let frame = frame::receive(socket, &mut buffer).map_err(WorkerError::Socket)?;
+        let frame = seqpacket::receive(socket, &mut buffer).map_err(WorkerError::Socket)?;
         if frame.is_empty() {
             tpm.terminate();
             return Ok(());
@@ -117,7 +117,7 @@ pub fn run(socket: BorrowedFd<'_>, confinement: Confinement, holding: Option<Hol
             Err(text) => Reply::Failed(&text).encode(sequence, &mut reply),
         }
         ended.note(sequence);
-        frame::send(socket, &reply, &[]).map_err(WorkerError::Socket)?;
+        seqpacket::send(socket, &reply, &[]).map_err(WorkerError::Socket)?;
         // Until the next command this process may be idle for long.
         for buffer in [&mut buffer[..], &mut response, &mut reply] {
             buffer.zeroize();
@@ -152,7 +152,8 @@ fn receive_start(
     confinement: Confinement,
     holding: Option<Holding>,
 ) -> Result<Option<Box<dyn HeldTpm>>, WorkerError> {
-    let (frame, descriptors) = frame::receive_start(socket.as_fd(), buffer).map_err(WorkerError::Socket)?;
+    let (frame, descriptors) =
+        seqpacket::receive_with_descriptors(socket.as_fd(), buffer).map_err(WorkerError::Socket)?;
     if frame.is_empty() {
         return Ok(None);
     }
@@ -194,7 +195,7 @@ fn library(version: TpmVersion, folder: Option<StateFolder>) -> Result<Box<dyn H
 /// not take the TPM away before the server has shut it down. And what it holds stays with it.
 fn prepare() -> io::Result<()> {
     // Whatever the server was started with: it is none of the TPM's business.
-    launch::close_inherited()?;
+    close_inherited()?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // However little it is confined: the seeds are in its memory.
     forbid_inspection()?;
