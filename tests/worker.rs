@@ -12,7 +12,8 @@ use common::server::Server;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vfio_user_tpm::tpm::{Locality, TpmVersion};
-use vfio_user_tpm::worker::frame::{self, MAX_FRAME, Reply, Request, socket_pair};
+use vfio_user_tpm::seqpacket;
+use vfio_user_tpm::worker::frame::{MAX_FRAME, Reply, Request};
 
 /// A worker that was started for `holding`.
 struct Worker {
@@ -24,8 +25,8 @@ struct Worker {
 
 impl Worker {
     fn start(holding: &str, request: Request<'_>, descriptors: &[BorrowedFd<'_>]) -> Self {
-        let (socket, theirs) = socket_pair().unwrap();
-        let (cancel, their_cancel) = socket_pair().unwrap();
+        let (socket, theirs) = seqpacket::pair().unwrap();
+        let (cancel, their_cancel) = seqpacket::pair().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let args = ["worker".to_owned(), format!("--holds={holding}")];
         let program = Path::new(env!("CARGO_BIN_EXE_vfio-user-tpm"));
@@ -39,7 +40,7 @@ impl Worker {
         let mut frame = Vec::new();
         request.encode(1, &mut frame);
         // It may have ended.
-        let _ = frame::send(self.socket.as_fd(), &frame, descriptors);
+        let _ = seqpacket::send(self.socket.as_fd(), &frame, descriptors);
     }
 
     /// Its TPM is on, and off again.
@@ -47,7 +48,7 @@ impl Worker {
         for request in [Request::Initialize, Request::Terminate] {
             self.send(request, &[]);
             let mut buffer = [0; MAX_FRAME];
-            let reply = frame::receive(self.socket.as_fd(), &mut buffer).unwrap();
+            let reply = seqpacket::receive(self.socket.as_fd(), &mut buffer).unwrap();
             assert!(matches!(Reply::decode(reply), Ok((1, Reply::Done { .. }))), "{}", self.process.output());
         }
     }
@@ -58,7 +59,7 @@ impl Worker {
         self.send(Request::Execute(Locality::ZERO, &[0x80, 1, 0, 0, 0, 10, 0, 0, 1, 0x7b]), &[]);
         let mut closed = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut closed, PollTimeout::from(60_000_u16)), Ok(1));
-        assert!(matches!(frame::receive(self.socket.as_fd(), &mut [0; MAX_FRAME]), Ok([]) | Err(_)));
+        assert!(matches!(seqpacket::receive(self.socket.as_fd(), &mut [0; MAX_FRAME]), Ok([]) | Err(_)));
         assert_eq!(self.process.wait(std::time::Duration::from_secs(60)).unwrap().code(), Some(1));
         let output = self.process.output();
         assert!(output.contains("was not started for"), "{output}");

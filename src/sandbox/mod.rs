@@ -110,7 +110,7 @@ impl Confinement {
     /// # Errors
     /// [`SandboxError::Process`].
     pub fn give_up_descriptors(&self) -> Result<(), SandboxError> {
-        if self.level == Level::None { Ok(()) } else { process::give_up_descriptors() }
+        if self.level == Level::None { Ok(()) } else { inherited::give_up_descriptors() }
     }
 
     /// From now on this thread, and those that it starts, reach no file by its path but what is granted, no TCP port, no

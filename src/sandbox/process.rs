@@ -1,11 +1,8 @@
 //! What a process gives up for ever, and whose process it is.
 
-use std::fs;
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, User, geteuid, initgroups, setgid, setgroups, setuid};
@@ -24,25 +21,6 @@ pub(super) fn give_up_privileges(descriptors: u64) -> Result<(), SandboxError> {
         setrlimit(Resource::RLIMIT_NOFILE, soft.min(descriptors), hard.min(descriptors))
     };
     limit().map_err(failed("descriptors"))
-}
-
-/// See [`super::Confinement::give_up_descriptors`]. What this process has opened or taken over is closed on exec; what it was
-/// started with and does not know of is not, or it would not be here.
-pub(super) fn give_up_descriptors() -> Result<(), SandboxError> {
-    let failed = |error| SandboxError::Process("what it was started with", error);
-    let open = fs::read_dir("/proc/self/fd").map_err(failed)?;
-    let numbers: Vec<RawFd> = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
-    for number in numbers.into_iter().filter(|number| *number > 2) {
-        // SAFETY: for this one call. One that is closed by now, the folder's own, is an error of it.
-        #[expect(unsafe_code, reason = "a descriptor that is known by its number only")]
-        let flags = fcntl(unsafe { BorrowedFd::borrow_raw(number) }, FcntlArg::F_GETFD);
-        if flags.is_ok_and(|flags| !FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC)) {
-            // SAFETY: whatever this process owns is closed on exec.
-            #[expect(unsafe_code, reason = "a descriptor that nobody in this process owns")]
-            drop(unsafe { OwnedFd::from_raw_fd(number) });
-        }
-    }
-    Ok(())
 }
 
 /// No dump of this process's memory, and no debugger of the same user.
