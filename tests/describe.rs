@@ -64,11 +64,13 @@ fn assert_valid(validator: &Validator, instance: &Value, what: &str) {
     assert!(errors.is_empty(), "{what}: {errors:#?}");
 }
 
-const VARIANTS: [&[&str]; 6] = [
+const VARIANTS: [&[&str]; 8] = [
     &[],
     &["--state-dir=/var/lib/tpm"],
     &["--machine=pc"],
     &["--tpm-version=1.2"],
+    &["--interface=crb"],
+    &["--interface=crb-doorbell"],
     &["--pci-address=1e.0", "--pci-id=1b36:00ff"],
     &["--pci-address=06.1/00.0", "--force-behind-bridge=rp0"],
 ];
@@ -196,5 +198,16 @@ fn a_bridge_is_refused_with_the_reason_and_leaves_no_files() {
     let message = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success());
     assert!(message.contains("replay measurements") && message.contains("--force-behind-bridge"), "{message}");
+    assert!(!folder.exists());
+}
+
+#[test]
+fn a_crb_of_a_1_2_is_refused_and_leaves_no_files() {
+    let parent = folder();
+    let folder = parent.path().join("new");
+    let output = describe(&folder, &["--interface=crb", "--tpm-version=1.2"]);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(message.contains("came with TPM 2.0") && message.contains("--interface=tis"), "{message}");
     assert!(!folder.exists());
 }

@@ -34,7 +34,10 @@ pub fn run(data: &[u8]) {
     };
     let version = if tape.flag() { TpmVersion::V2_0 } else { TpmVersion::V1_2 };
     let identity = device::identity(tape.u16(), tape.u16());
-    let device = TpmDevice { placement, identity, interface: Interface::Tis, version };
+    let device = match TpmDevice::new(placement, identity, tape.choose(&Interface::ALL), version) {
+        Ok(device) => device,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
     for table in tables(&device) {
         let length = u32::from_le_bytes(table.bytes[4..8].try_into().expect("four"));
         assert_eq!(length as usize, table.bytes.len());
@@ -46,7 +49,7 @@ pub fn run(data: &[u8]) {
 }
 
 fn describe(config: Config, folder: &Path) {
-    let bus = config.device.placement.bus().to_owned();
+    let bus = config.device.placement().bus().to_owned();
     let socket = std::path::absolute(&config.socket_path);
     let Ok(description) = Description::new(config) else {
         assert!(socket.is_err() || socket.is_ok_and(|path| path.to_str().is_none()));

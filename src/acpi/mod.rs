@@ -4,22 +4,26 @@
 //! The TPM is an ACPI device below the node that the VMM's own tables have for the PCI device, so its `_CRS` can read
 //! the PCI device's BAR when it is asked, and an operating system sees the window inside that BAR.
 //!
-//! One file for each kind of table; a further interface is a variant of [`Interface`] and its file.
+//! One file for each kind of table. Of the SSDT, `ssdt.rs` has what all interfaces have in common, which is all that TIS needs;
+//! a further interface is a variant of [`Interface`] and a file with what it adds.
 
 #![forbid(unsafe_code)]
 
+mod crb;
+mod crb_doorbell;
 mod machine;
 mod pci_address;
 mod placement;
+mod ssdt;
 mod table;
 mod tcpa;
-mod tis;
 mod tpm2;
 
 use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::bar_map;
 use crate::pci::Identity;
 use crate::tpm::TpmVersion;
 
@@ -33,17 +37,24 @@ pub use table::Table;
 pub enum Interface {
     /// The FIFO interface: TIS, in the words of a 2.0 TPM the FIFO of the PC Client Platform TPM Profile.
     Tis,
+    /// The command response buffer of the PC Client Platform TPM Profile. TPM 2.0 only.
+    Crb,
+    /// A command response buffer whose commands start by a method in the ACPI tables, which writes to the doorbell: the
+    /// TCG's "CRB with ACPI start". TPM 2.0 only.
+    CrbDoorbell,
 }
 
 impl Interface {
     /// All interfaces that there are tables for.
-    pub const ALL: [Self; 1] = [Self::Tis];
+    pub const ALL: [Self; 3] = [Self::Tis, Self::Crb, Self::CrbDoorbell];
 
     /// The name on the command line and in `tpm.json`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tis => "tis",
+            Self::Crb => "crb",
+            Self::CrbDoorbell => "crb-doorbell",
         }
     }
 
@@ -51,14 +62,30 @@ impl Interface {
     #[must_use]
     pub const fn crs_length(self) -> u32 {
         match self {
-            Self::Tis => tis::CRS_LENGTH,
+            Self::Tis => bar_map::LOCALITIES.end(),
+            Self::Crb | Self::CrbDoorbell => bar_map::COMMAND_BUFFER.end(),
+        }
+    }
+
+    /// Whether a TPM of `version` can have it.
+    #[must_use]
+    pub const fn is_for(self, version: TpmVersion) -> bool {
+        matches!((self, version), (Self::Tis, _) | (_, TpmVersion::V2_0))
+    }
+
+    /// The OEM's name for the tables.
+    const fn oem_table_id(self) -> [u8; 8] {
+        *match self {
+            Self::Tis => b"TPMTIS\0\0",
+            Self::Crb => b"TPMCRB\0\0",
+            Self::CrbDoorbell => b"TPMCRBDB",
         }
     }
 }
 
 /// A name that is no [`Interface`].
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("there is no TPM interface \"{0}\": expected tis")]
+#[error("there is no TPM interface \"{0}\": expected tis, crb or crb-doorbell")]
 pub struct UnknownInterface(String);
 
 impl FromStr for Interface {
@@ -75,47 +102,91 @@ impl FromStr for Interface {
 /// What the tables describe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TpmDevice {
+    placement: Placement,
+    identity: Identity,
+    interface: Interface,
+    version: TpmVersion,
+}
+
+impl TpmDevice {
+    /// A TPM of `version`, unless it cannot have that interface.
+    pub fn new(
+        placement: Placement,
+        identity: Identity,
+        interface: Interface,
+        version: TpmVersion,
+    ) -> Result<Self, InterfaceError> {
+        if interface.is_for(version) {
+            Ok(Self { placement, identity, interface, version })
+        } else {
+            Err(InterfaceError { interface: interface.name(), version })
+        }
+    }
+
     /// Where in the guest the PCI device sits.
-    pub placement: Placement,
+    #[must_use]
+    pub const fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
     /// The identity by which the tables know the PCI device again.
-    pub identity: Identity,
+    #[must_use]
+    pub const fn identity(&self) -> Identity {
+        self.identity
+    }
+
     /// The register interface in BAR0.
-    pub interface: Interface,
+    #[must_use]
+    pub const fn interface(&self) -> Interface {
+        self.interface
+    }
+
     /// The TPM behind it.
-    pub version: TpmVersion,
+    #[must_use]
+    pub const fn version(&self) -> TpmVersion {
+        self.version
+    }
+}
+
+/// An interface that a TPM of this version cannot have.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the interface {interface} came with TPM 2.0, and this TPM is a {version}: choose --interface=tis")]
+pub struct InterfaceError {
+    interface: &'static str,
+    version: TpmVersion,
 }
 
 /// The tables that describe `device`, complete with header and checksum, in the order in which a VMM should add them:
 /// the TPM's device, then what the TCG has for its version.
 #[must_use]
 pub fn tables(device: &TpmDevice) -> Vec<Table> {
-    match device.interface {
-        Interface::Tis => {
-            let of_version = match device.version {
-                TpmVersion::V1_2 => tcpa::table(),
-                TpmVersion::V2_0 => tpm2::table(),
-            };
-            vec![tis::ssdt(device), of_version]
-        }
-    }
+    let ssdt = match device.interface {
+        Interface::Tis => ssdt::table(device, ssdt::Additions::default()),
+        Interface::Crb => crb::ssdt(device),
+        Interface::CrbDoorbell => crb_doorbell::ssdt(device),
+    };
+    let of_version = match device.version {
+        TpmVersion::V1_2 => tcpa::table(),
+        TpmVersion::V2_0 => tpm2::table(device.interface),
+    };
+    vec![ssdt, of_version]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn device(version: TpmVersion) -> TpmDevice {
-        TpmDevice {
-            placement: Placement::new(Machine::Q35, "05.0".parse().unwrap(), None).unwrap(),
-            identity: Identity { vendor_id: 0x7666, device_id: 0x5450, revision_id: 1, class_code: 0x10_8000 },
-            interface: Interface::Tis,
-            version,
-        }
+    fn device(interface: Interface, version: TpmVersion) -> Result<TpmDevice, InterfaceError> {
+        let placement = Placement::new(Machine::Q35, "05.0".parse().unwrap(), None).unwrap();
+        let identity = Identity { vendor_id: 0x7666, device_id: 0x5450, revision_id: 1, class_code: 0x10_8000 };
+        TpmDevice::new(placement, identity, interface, version)
     }
 
     #[test]
     fn each_table_has_its_length_and_a_checksum_that_sums_to_zero() {
-        for table in [TpmVersion::V1_2, TpmVersion::V2_0].iter().flat_map(|version| tables(&device(*version))) {
+        let versions = [TpmVersion::V1_2, TpmVersion::V2_0];
+        let devices = Interface::ALL.iter().flat_map(|interface| versions.map(|version| device(*interface, version)));
+        for table in devices.flatten().flat_map(|device| tables(&device)) {
             let length = u32::from_le_bytes(*table.bytes[4..].first_chunk().unwrap());
             assert_eq!(length as usize, table.bytes.len(), "{table:?}");
             assert_eq!(table.bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte)), 0, "{table:?}");
@@ -126,14 +197,28 @@ mod tests {
     #[test]
     fn each_version_has_its_own_table_behind_the_ssdt() {
         for (version, signature) in [(TpmVersion::V1_2, "TCPA"), (TpmVersion::V2_0, "TPM2")] {
-            let signatures: Vec<_> = tables(&device(version)).iter().map(|table| table.signature).collect();
+            let tables = tables(&device(Interface::Tis, version).unwrap());
+            let signatures: Vec<_> = tables.iter().map(|table| table.signature).collect();
             assert_eq!(signatures, ["SSDT", signature]);
         }
     }
 
     #[test]
+    fn a_1_2_has_no_interface_but_tis() {
+        for interface in [Interface::Crb, Interface::CrbDoorbell] {
+            let message = device(interface, TpmVersion::V1_2).unwrap_err().to_string();
+            assert!(message.contains(interface.name()) && message.contains("--interface=tis"), "{message}");
+        }
+        for interface in Interface::ALL {
+            assert!(device(interface, TpmVersion::V2_0).is_ok(), "{interface:?}");
+        }
+    }
+
+    #[test]
     fn an_interface_is_known_by_its_name_only() {
-        assert_eq!("tis".parse(), Ok(Interface::Tis));
+        for interface in Interface::ALL {
+            assert_eq!(interface.name().parse(), Ok(interface));
+        }
         assert_eq!("TIS".parse::<Interface>(), Err(UnknownInterface("TIS".to_owned())));
     }
 }

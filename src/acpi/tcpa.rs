@@ -1,5 +1,6 @@
 //! The TCPA table (TCG ACPI Specification 1.3, "TCPA Capabilities Table"): where the measurement log of a 1.2 TPM is.
 
+use super::Interface;
 use super::table::{self, Table};
 
 /// Of the table's format for specification family 1.2.
@@ -15,7 +16,8 @@ pub(super) fn table() -> Table {
     body.extend(PLATFORM_CLASS_CLIENT.to_le_bytes());
     body.extend(0_u32.to_le_bytes()); // LAML, log area minimum length
     body.extend(0_u64.to_le_bytes()); // LASA, log area start address
-    Table { signature: "TCPA", file_name: "tcpa.aml", bytes: table::bytes(*b"TCPA", REVISION, *b"TPMTIS\0\0", &body) }
+    let bytes = table::bytes(*b"TCPA", REVISION, Interface::Tis.oem_table_id(), &body);
+    Table { signature: "TCPA", file_name: "tcpa.aml", bytes }
 }
 
 #[cfg(test)]

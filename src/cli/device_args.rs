@@ -6,7 +6,7 @@ use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use thiserror::Error;
 
-use crate::acpi::{BehindBridge, Interface, Machine, PciPath, Placement, PlacementError, TpmDevice};
+use crate::acpi::{BehindBridge, Interface, Machine, PciPath, Placement, TpmDevice};
 use crate::description::Source;
 use crate::tpm::TpmVersion;
 use crate::{description, device};
@@ -17,7 +17,7 @@ pub(super) struct DeviceArgs {
     #[arg(long, value_name = "VERSION", value_parser = tpm_version)]
     pub(super) tpm_version: Option<TpmVersion>,
 
-    /// Registers that the guest sees: tis
+    /// Registers that the guest sees: tis; for TPM 2.0 also crb, or crb-doorbell (a CRB with ACPI start)
     #[arg(long, default_value = "tis")]
     interface: Interface,
 
@@ -41,16 +41,12 @@ pub(super) struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// The device with a TPM of `version`, if it can be where it is to be.
-    pub(super) fn device(&self, version: TpmVersion) -> Result<TpmDevice, PlacementError> {
+    /// The device with a TPM of `version`, if it can be where it is to be, with the registers asked for.
+    pub(super) fn device(&self, version: TpmVersion) -> anyhow::Result<TpmDevice> {
         let PciId { vendor, device } = self.pci_id;
         let consent = self.force_behind_bridge.clone().map(|bridge_id| BehindBridge { bridge_id });
-        Ok(TpmDevice {
-            placement: Placement::new(self.machine, self.pci_address, consent)?,
-            identity: device::identity(vendor, device),
-            interface: self.interface,
-            version,
-        })
+        let placement = Placement::new(self.machine, self.pci_address, consent)?;
+        Ok(TpmDevice::new(placement, device::identity(vendor, device), self.interface, version)?)
     }
 }
 

@@ -151,10 +151,10 @@ impl TryFrom<ServeArgs> for Config {
             (Some(_), Endpoint::Descriptor(_)) => bail!("--description needs --socket-path: a VMM connects by path"),
         };
         let registers = TisConfig {
-            version: device.version,
-            vendor_id: device.identity.vendor_id,
-            device_id: device.identity.device_id,
-            revision: device.identity.revision_id,
+            version: device.version(),
+            vendor_id: device.identity().vendor_id,
+            device_id: device.identity().device_id,
+            revision: device.identity().revision_id,
             guest_locality_4: args.guest_locality_4,
         };
         let startup = match (&backend, args.startup) {
@@ -217,7 +217,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .context("cannot receive signals")?;
 
-    let version = config.device.version;
+    let version = config.device.version();
     // Before the socket is there: what is wrong with the TPM is said first, and a VMM never meets a server without one.
     let attached = config.backend.attaches_to().map(std::path::absolute).transpose()?;
     let surroundings = Surroundings {
@@ -264,7 +264,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     let mut engine = Engine::new(backend, Platform::new(version, config.startup), Some(wakeup));
     engine.on_first_start(move || starter.map_or((), ready::Starter::tell));
-    let mut device = TpmDevice::new(config.device.identity, config.registers, engine, config.reset_on_connect);
+    let mut device = TpmDevice::new(config.device.identity(), config.registers, engine, config.reset_on_connect);
     let calls =
         confinement.restrict_calls(&[SERVER_CALLS, attached.as_ref().map_or(&[], |_| SERVER_CALLS_TO_ATTACH)])?;
     sandbox::warn_of_missing(files, calls);
@@ -295,7 +295,7 @@ mod tests {
         let config = config(&["--socket-path=/run/tpm.sock"]).unwrap();
         assert_eq!(config.endpoint, Endpoint::Path("/run/tpm.sock".into()));
         assert_eq!(config.startup, StartupPolicy::Clear);
-        assert_eq!(config.device.identity, crate::device::identity(0x7666, 0x5450));
+        assert_eq!(config.device.identity(), crate::device::identity(0x7666, 0x5450));
         assert!(config.description.is_none() && config.backend.source() == Source::Ephemeral);
         assert!(!config.reset_on_connect && !config.registers.guest_locality_4);
     }
@@ -304,7 +304,7 @@ mod tests {
     fn the_hosts_tpm_is_never_started_up_and_its_version_can_be_told() {
         let passthrough = ["--socket-path=/s", "--backend=passthrough", "--tpm-version=1.2"];
         let host = config(&passthrough).unwrap();
-        assert_eq!((host.startup, host.device.version), (StartupPolicy::Host, TpmVersion::V1_2));
+        assert_eq!((host.startup, host.device.version()), (StartupPolicy::Host, TpmVersion::V1_2));
         let error = config(&[&passthrough[..], &["--startup=clear"]].concat()).unwrap_err().to_string();
         assert!(error.contains("--startup does not go"), "{error}");
     }
@@ -313,7 +313,7 @@ mod tests {
     fn registers_and_tables_carry_the_same_ids() {
         let config = config(&["--socket-path=/s", "--pci-id=1b36:0042"]).unwrap();
         assert_eq!((config.registers.vendor_id, config.registers.device_id), (0x1b36, 0x42));
-        assert_eq!(config.device.identity.vendor_id, 0x1b36);
+        assert_eq!(config.device.identity().vendor_id, 0x1b36);
     }
 
     #[test]
@@ -338,11 +338,20 @@ mod tests {
     }
 
     #[test]
+    fn a_crb_is_refused_to_a_1_2() {
+        for interface in ["--interface=crb", "--interface=crb-doorbell"] {
+            assert!(config(&["--socket-path=/s", interface]).is_ok(), "{interface}");
+            let error = config(&["--socket-path=/s", interface, "--tpm-version=1.2"]).unwrap_err().to_string();
+            assert!(error.contains("a 1.2: choose --interface=tis"), "{error}");
+        }
+    }
+
+    #[test]
     fn unknown_values_are_refused_with_what_there_is() {
         for (flag, expected) in [
             ("--backend=simulator", "embedded"),
             ("--tpm-version=3", "2.0"),
-            ("--interface=spi", "tis"),
+            ("--interface=spi", "tis, crb or crb-doorbell"),
             ("--machine=microvm", "q35 or pc"),
             ("--pci-address=1f.0", "another slot"),
             ("--pci-address=06.0/00.0", "--force-behind-bridge"),

@@ -28,7 +28,7 @@ struct Socket<'a> {
 
 /// The argument of `-device`, on one line.
 pub(super) fn device(description: &Description) -> String {
-    let placement = &description.device.placement;
+    let placement = description.device.placement();
     let device = Device {
         driver: "vfio-user-pci",
         bus: placement.bus(),
@@ -49,7 +49,7 @@ pub(super) fn arguments(description: &Description, folder: &str) -> Result<Vec<S
         let file = format!("{folder}/{}", table.file_name).replace(',', ",,");
         arguments.extend(["-acpitable".to_owned(), format!("file={file}")]);
     }
-    let driver = s3_driver(description.device.placement.machine());
+    let driver = s3_driver(description.device.placement().machine());
     arguments.extend(["-global".to_owned(), format!("{driver}.disable_s3=1")]);
     Ok(arguments)
 }
@@ -57,7 +57,7 @@ pub(super) fn arguments(description: &Description, folder: &str) -> Result<Vec<S
 /// What of the arguments QEMU takes from a file: `-global` only. It would read `[acpi]` groups without an error and add no
 /// table, and a device with a socket needs the JSON form, which is for the command line.
 pub(super) fn config(description: &Description) -> String {
-    let driver = s3_driver(description.device.placement.machine());
+    let driver = s3_driver(description.device.placement().machine());
     format!(
         "# For QEMU's -readconfig: switches S3 off, since a wake from S3 would clear the TPM's PCRs. The device and its\n\
          # ACPI tables can only be given on the command line: -device, -acpitable (see {}).\n\

@@ -7,22 +7,19 @@ use serde_json::Value;
 
 use super::*;
 use crate::acpi::{Interface, Machine, Placement};
+use crate::pci::Identity;
 use crate::tpm::TpmVersion;
+
+fn device() -> TpmDevice {
+    let placement = Placement::new(Machine::Q35, "05.0".parse().unwrap(), None).unwrap();
+    let identity = Identity { vendor_id: 0x7666, device_id: 0x5450, revision_id: 1, class_code: 0x10_8000 };
+    TpmDevice::new(placement, identity, Interface::Tis, TpmVersion::V2_0).unwrap()
+}
 
 fn description(socket_path: impl Into<PathBuf>) -> Result<Description, DescriptionError> {
     Description::new(Config {
         program_version: "0.0.0".to_owned(),
-        device: TpmDevice {
-            placement: Placement::new(Machine::Q35, "05.0".parse().unwrap(), None).unwrap(),
-            identity: crate::pci::Identity {
-                vendor_id: 0x7666,
-                device_id: 0x5450,
-                revision_id: 1,
-                class_code: 0x10_8000,
-            },
-            interface: Interface::Tis,
-            version: TpmVersion::V2_0,
-        },
+        device: device(),
         socket_path: socket_path.into(),
         source: Source::Ephemeral,
     })

@@ -114,13 +114,17 @@ struct TableFile<'a> {
 /// The file's text, with the folder and QEMU's arguments as given.
 pub(super) fn render(description: &Description, folder: &str, qemu: Vec<String>) -> String {
     let Description { program_version, device, socket_path, source, tables } = description;
-    let placement = &device.placement;
+    let placement = device.placement();
     super::json(serde_json::to_string_pretty(&TpmJson {
         format: FORMAT,
         program: Program { name: env!("CARGO_PKG_NAME"), version: program_version },
         folder,
         socket: socket_path,
-        tpm: Tpm { version: device.version.to_string(), interface: device.interface.name(), backend: backend(*source) },
+        tpm: Tpm {
+            version: device.version().to_string(),
+            interface: device.interface().name(),
+            backend: backend(*source),
+        },
         state: mobility(*source),
         reset: reset(*source),
         machine: placement.machine().name(),
@@ -128,17 +132,17 @@ pub(super) fn render(description: &Description, folder: &str, qemu: Vec<String>)
             bus: placement.bus(),
             bridge: placement.bridge().map(|address| address.to_string()),
             address: placement.address().to_string(),
-            vendor: format!("0x{:04x}", device.identity.vendor_id),
-            device: format!("0x{:04x}", device.identity.device_id),
-            class: format!("0x{:06x}", device.identity.class_code),
+            vendor: format!("0x{:04x}", device.identity().vendor_id),
+            device: format!("0x{:04x}", device.identity().device_id),
+            class: format!("0x{:06x}", device.identity().class_code),
         },
         bar0: Bar {
             size: bar_map::SIZE,
-            windows: bar_map::WINDOWS.iter().map(|window| bar_window(*window, device.interface)).collect(),
+            windows: bar_map::WINDOWS.iter().map(|window| bar_window(*window, device.interface())).collect(),
         },
         acpi: Acpi {
             parent: placement.acpi_node(),
-            crs_length: device.interface.crs_length(),
+            crs_length: device.interface().crs_length(),
             tables: tables.iter().map(table_file).collect(),
         },
         qemu,
@@ -192,8 +196,11 @@ fn table_file(table: &Table) -> TableFile<'_> {
 }
 
 fn bar_window(window: Window, interface: Interface) -> BarWindow {
-    let served = match interface {
-        Interface::Tis => window == bar_map::LOCALITIES,
+    let served: &[Window] = match interface {
+        Interface::Tis => &[bar_map::LOCALITIES],
+        Interface::Crb => &[bar_map::LOCALITIES, bar_map::COMMAND_BUFFER],
+        Interface::CrbDoorbell => &[bar_map::DOORBELL, bar_map::CONTROL_AREA, bar_map::COMMAND_BUFFER],
     };
-    BarWindow { name: window.name, offset: window.offset, length: window.length, served }
+    let Window { name, offset, length } = window;
+    BarWindow { name, offset, length, served: served.contains(&window) }
 }

@@ -65,7 +65,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let socket = args.socket_path.clone().unwrap_or_else(|| folder.path().join("socket"));
     let tables = args.description.clone().unwrap_or_else(|| folder.path().to_owned());
     let (backend, device) = args.tpm.backend_and_device()?;
-    let machine = device.placement.machine();
+    let machine = device.placement().machine();
     let description = description_of(device, socket.clone(), backend.source());
     let attach = Description::new(description)?.qemu_arguments(&tables)?;
     let [program, user @ ..] = &*args.command else { bail!("give QEMU's command after --") };

@@ -1,4 +1,5 @@
-//! The SSDT of a TPM with the FIFO (TIS) interface. `tests/golden/ssdt.asl` is its source form, held equal by a test.
+//! The SSDT, as far as it is the same for each interface, which is all of it for the FIFO interface (TIS). The source form is
+//! in `tests/golden/`, as `ssdt.asl` for each variant, held equal by a test.
 
 use acpi_tables::aml::FieldEntry::Reserved;
 use acpi_tables::aml::{
@@ -10,18 +11,19 @@ use acpi_tables::{Aml, AmlSink};
 
 use super::TpmDevice;
 use super::table::{self, Table};
-use crate::bar_map;
 use crate::pci::Identity;
 use crate::tpm::TpmVersion;
 
-/// Bytes that `_CRS` claims from the start of BAR0: the five locality pages.
-pub(super) const CRS_LENGTH: u32 = bar_map::LOCALITIES.length;
-
-/// Revision 2 and later: the table's integers have 64 bits.
+/// Revision 2 and later: integers may have 64 bits. Which they have is decided by the DSDT alone, and QEMU's has revision 1:
+/// nothing here may need more than 32.
 const REVISION: u8 = 2;
 
-/// The address bits of a 32-bit memory BAR; the bits below say its kind (PCI Local Bus 3.0, section 6.2.5.1).
-const BAR_ADDRESS: u32 = 0xffff_fff0;
+/// The PCI device's BAR0, as a name of the SSDT.
+pub(super) const BAR0: &str = "BAR0";
+/// The address bits of a 32-bit memory BAR; the bits below say its kind (PCI Local Bus 3.0, section 6.2.5.1). An offset in
+/// the BAR is added to it by `Or`: it is a multiple of the BAR's size, and what an empty slot reads (all ones) does not
+/// overflow to an address of RAM.
+pub(super) const BAR_ADDRESS: u32 = 0xffff_fff0;
 /// "Memory Space" of the PCI command register (section 6.2.2).
 const COMMAND_MEMORY_SPACE: u8 = 1 << 1;
 /// `_STA`: present, enabled and decoding its resources, shown in the UI, functioning (ACPI 6.5, section 6.3.7).
@@ -29,13 +31,23 @@ const STA_WORKING: u8 = 0x0f;
 /// Where `_BAS` lies in a `Memory32Fixed` descriptor (ACPI 6.5, section 6.4.3.4).
 const MEMORY32_FIXED_BAS: u8 = 4;
 /// The operation's value is used, not stored: AML's `NullName` is the same byte as `ZeroOp`.
-const NO_TARGET: Zero = ZERO;
+pub(super) const NO_TARGET: Zero = ZERO;
+
+/// What an interface adds to the SSDT.
+#[derive(Default)]
+pub(super) struct Additions<'a> {
+    /// Objects of the device `TPM`.
+    pub(super) objects: Vec<&'a dyn Aml>,
+    /// What `_CRS` does as well if the BAR has an address.
+    pub(super) in_crs: Vec<&'a dyn Aml>,
+}
 
 /// The SSDT that adds the device `TPM` below the PCI device's node.
-pub(super) fn ssdt(device: &TpmDevice) -> Table {
+pub(super) fn table(device: &TpmDevice, additions: Additions<'_>) -> Table {
+    let Additions { objects, in_crs } = additions;
     let mut body = Vec::new();
     Scope::new(
-        path(&device.placement.acpi_node()),
+        path(&device.placement().acpi_node()),
         vec![
             &OpRegion::new(path("CFGS"), OpRegionSpace::PCIConfig, &ZERO, &0x40_u8),
             &config_field(FieldAccessType::DWord, vec![named(*b"VDID", 32), Reserved(96), named(*b"BAR0", 32)]),
@@ -44,17 +56,19 @@ pub(super) fn ssdt(device: &TpmDevice) -> Table {
             &Device::new(
                 path("TPM_"),
                 vec![
-                    &Name::new(path("_HID"), hardware_id(device.version).as_ref()),
-                    &Name::new(path("_STR"), &unicode(&format!("TPM {} Device", device.version))),
+                    &Name::new(path("_HID"), hardware_id(device.version()).as_ref()),
+                    &Name::new(path("_STR"), &unicode(&format!("TPM {} Device", device.version()))),
                     &Name::new(path("_UID"), &1_u8),
-                    &Sta(device.identity),
-                    &Crs,
+                    &Sta(device.identity()),
+                    &Crs { length: device.interface().crs_length(), further: Terms(in_crs) },
+                    &Terms(objects),
                 ],
             ),
         ],
     )
     .to_aml_bytes(&mut body);
-    Table { signature: "SSDT", file_name: "ssdt.aml", bytes: table::bytes(*b"SSDT", REVISION, *b"TPMTIS\0\0", &body) }
+    let bytes = table::bytes(*b"SSDT", REVISION, device.interface().oem_table_id(), &body);
+    Table { signature: "SSDT", file_name: "ssdt.aml", bytes }
 }
 
 /// The ids by which operating systems choose the driver (TCG ACPI Specification 1.3, "ACPI Device Object").
@@ -79,10 +93,7 @@ impl Aml for Sta {
             vec![
                 &If::new(
                     &Equal::new(&path("VDID"), &identity),
-                    vec![&If::new(
-                        &And::new(&NO_TARGET, &path("BAR0"), &BAR_ADDRESS),
-                        vec![&Return::new(&STA_WORKING)],
-                    )],
+                    vec![&If::new(&And::new(&NO_TARGET, &path(BAR0), &BAR_ADDRESS), vec![&Return::new(&STA_WORKING)])],
                 ),
                 &Return::new(&ZERO),
             ],
@@ -94,9 +105,12 @@ impl Aml for Sta {
 /// `_CRS`: the window at the BAR's address of this moment. Memory decoding is switched on, since firmware leaves it off
 /// where it has no driver and no PCI driver of the operating system will; but not at address 0, where a BAR without an
 /// address would cover RAM. No interrupt: drivers poll.
-struct Crs;
+struct Crs<'a> {
+    length: u32,
+    further: Terms<'a>,
+}
 
-impl Aml for Crs {
+impl Aml for Crs<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let (window, base, command) = (path("RBUF"), path("BASE"), path("CMDR"));
         Method::new(
@@ -104,10 +118,10 @@ impl Aml for Crs {
             0,
             true, // it creates named objects
             vec![
-                &Name::new(path("RBUF"), &ResourceTemplate::new(vec![&Memory32Fixed::new(true, 0, CRS_LENGTH)])),
+                &Name::new(path("RBUF"), &ResourceTemplate::new(vec![&Memory32Fixed::new(true, 0, self.length)])),
                 &CreateDWordField::new(&base, &window, &MEMORY32_FIXED_BAS),
-                &And::new(&base, &path("BAR0"), &BAR_ADDRESS),
-                &If::new(&base, vec![&Or::new(&command, &command, &COMMAND_MEMORY_SPACE)]),
+                &And::new(&base, &path(BAR0), &BAR_ADDRESS),
+                &If::new(&base, vec![&Or::new(&command, &command, &COMMAND_MEMORY_SPACE), &self.further]),
                 &Return::new(&window),
             ],
         )
@@ -115,12 +129,21 @@ impl Aml for Crs {
     }
 }
 
+/// Some terms in a row.
+struct Terms<'a>(Vec<&'a dyn Aml>);
+
+impl Aml for Terms<'_> {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        self.0.iter().for_each(|term| term.to_aml_bytes(sink));
+    }
+}
+
 /// A name or path; each segment has 4 characters, else `Path::new` panics.
-fn path(name: &str) -> Path {
+pub(super) fn path(name: &str) -> Path {
     Path::new(name)
 }
 
-fn named(name: [u8; 4], bits: usize) -> FieldEntry {
+pub(super) fn named(name: [u8; 4], bits: usize) -> FieldEntry {
     FieldEntry::Named(name, bits)
 }
 

@@ -1,0 +1,82 @@
+//! What a CRB with ACPI start adds to the SSDT: that of a CRB, with the control area in memory that does not trap, and the
+//! `_DSM` by which a driver has a command started.
+
+use acpi_tables::aml::{
+    And, Arg, BufferData, Equal, Field, FieldAccessType, FieldLockRule, FieldUpdateRule, If, Local, Method, ONE,
+    OpRegion, OpRegionSpace, Or, Return, Store, Uuid, ZERO,
+};
+use acpi_tables::{Aml, AmlSink};
+
+use super::TpmDevice;
+use super::crb::ControlArea;
+use super::ssdt::{self, Additions, BAR_ADDRESS, BAR0, NO_TARGET, named, path};
+use super::table::Table;
+use crate::bar_map;
+
+/// The `_DSM` functions of the ACPI start method (TCG ACPI Specification 1.3, start method 8 of the TPM2 table).
+const START_METHOD: &str = "6bbf6cab-5463-4714-b7cd-f0203c0368d4";
+/// Function 1: start. It returns 0 for success and 1 for a failure.
+const START: &dyn Aml = &ONE;
+/// Function 0 of every `_DSM`: which functions there are, a bit for each (ACPI 6.5, section 9.1.1).
+const QUERY: &dyn Aml = &ZERO;
+const QUERY_AND_START: u8 = 1 << 0 | 1 << 1;
+
+/// The SSDT of a CRB whose control area has a page of its own and whose commands start by the doorbell.
+pub(super) fn ssdt(device: &TpmDevice) -> Table {
+    let control_area = ControlArea { bar_offset: bar_map::CONTROL_AREA.offset + bar_map::CONTROL_AREA_START };
+    ssdt::table(device, Additions { objects: vec![&control_area, &Dsm], in_crs: vec![&ControlArea::update()] })
+}
+
+/// `_DSM`. It runs for each command, so what starts one comes first. The doorbell is where the BAR is now; where a BAR at 0,
+/// which has no address, would have it, there is RAM.
+struct Dsm;
+
+impl Aml for Dsm {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let (uuid, function, bar) = (Arg(0), Arg(2), Local(0));
+        Method::new(
+            path("_DSM"),
+            4,
+            true, // it creates named objects
+            vec![
+                &If::new(
+                    &Equal::new(&uuid, &Uuid::new(START_METHOD)),
+                    vec![
+                        &If::new(
+                            &Equal::new(&function, START),
+                            vec![
+                                &If::new(
+                                    &And::new(&bar, &path(BAR0), &BAR_ADDRESS),
+                                    vec![
+                                        &OpRegion::new(
+                                            path("BELL"),
+                                            OpRegionSpace::SystemMemory,
+                                            &Or::new(&NO_TARGET, &bar, &bar_map::DOORBELL.offset),
+                                            &4_u8,
+                                        ),
+                                        &Field::new(
+                                            path("BELL"),
+                                            FieldAccessType::DWord,
+                                            FieldLockRule::NoLock,
+                                            FieldUpdateRule::Preserve,
+                                            vec![named(*b"RING", 32)],
+                                        ),
+                                        &Store::new(&path("RING"), &ONE),
+                                        &Return::new(&ZERO),
+                                    ],
+                                ),
+                                &Return::new(&ONE),
+                            ],
+                        ),
+                        &If::new(
+                            &Equal::new(&function, QUERY),
+                            vec![&Return::new(&BufferData::new(vec![QUERY_AND_START]))],
+                        ),
+                    ],
+                ),
+                &Return::new(&BufferData::new(vec![0])), // no such function
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}

@@ -1,0 +1,242 @@
+//! A played machine in which acpiexec runs the tables' methods: it keeps what they write to the PCI device's configuration
+//! space and to memory, and has the TPM2 table loaded as an operating system has.
+
+use std::fs;
+
+use vfio_user_tpm::acpi::{self, Interface, PciAddress, TpmDevice};
+
+use super::{acpica, compile};
+
+/// A PCI device's configuration space, as far as the tables look at it.
+#[derive(Clone, Copy)]
+pub struct ConfigSpace {
+    /// Vendor and device ID.
+    pub id: u32,
+    /// Command register, and status register above it.
+    pub command: u32,
+    pub bar0: u32,
+}
+
+/// Ours, as the firmware leaves it.
+pub const WORKING: ConfigSpace = ConfigSpace { id: 0x5450_7666, command: 0, bar0: 0xfeb4_0000 };
+
+/// An empty slot's.
+pub const EMPTY: ConfigSpace = ConfigSpace { id: u32::MAX, command: u32::MAX, bar0: u32::MAX };
+
+/// What a method returned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    Integer(u64),
+    Buffer(Vec<u8>),
+}
+
+impl Value {
+    #[track_caller]
+    pub fn integer(self) -> u64 {
+        let Self::Integer(integer) = self else { panic!("an integer expected: {self:?}") };
+        integer
+    }
+
+    #[track_caller]
+    pub fn buffer(self) -> Vec<u8> {
+        let Self::Buffer(bytes) = self else { panic!("a buffer expected: {self:?}") };
+        bytes
+    }
+}
+
+/// What is done in the machine, one thing after the other.
+pub struct Script {
+    node: String,
+    calls: Vec<String>,
+}
+
+impl Script {
+    /// For a machine with this device.
+    pub fn new(device: &TpmDevice) -> Self {
+        Self { node: device.placement().acpi_node(), calls: Vec::new() }
+    }
+
+    fn call(mut self, method: &str, arguments: &[u32]) -> Self {
+        let words = [format!("execute {}.{method}", self.node)].into_iter();
+        let words = words.chain(arguments.iter().map(|argument| format!("{argument:#x}")));
+        self.calls.push(words.collect::<Vec<_>>().join(" "));
+        self
+    }
+
+    /// Fills the configuration space. There is no value.
+    pub fn config(self, ConfigSpace { id, command, bar0 }: ConfigSpace) -> Self {
+        self.call("TSET", &[id, command, bar0])
+    }
+
+    /// Command and status register of the configuration space.
+    pub fn command(self) -> Self {
+        self.call("TGET", &[])
+    }
+
+    /// `_STA` of the TPM.
+    pub fn sta(self) -> Self {
+        self.call("TPM_._STA", &[])
+    }
+
+    /// `_INI` of the TPM. There is no value.
+    pub fn ini(self) -> Self {
+        self.call("TPM_._INI", &[])
+    }
+
+    /// The window's address in `_CRS`.
+    pub fn crs_base(self) -> Self {
+        self.call("TCRS", &[4])
+    }
+
+    /// The window's length in `_CRS`.
+    pub fn crs_length(self) -> Self {
+        self.call("TCRS", &[8])
+    }
+
+    /// The TPM2 table as it lies in memory.
+    pub fn tpm2(self) -> Self {
+        self.call("TTPM", &[])
+    }
+
+    /// This function of the start method's `_DSM`.
+    pub fn start_method(self, function: u32) -> Self {
+        self.call("TDSM", &[function])
+    }
+
+    /// This function of a `_DSM` that is not known.
+    pub fn unknown_dsm(self, function: u32) -> Self {
+        self.call("TUNK", &[function])
+    }
+
+    /// 32 bits of memory, which are 0 until they are written.
+    pub fn memory(self, address: u32) -> Self {
+        self.call("TMEM", &[address])
+    }
+
+    /// The values, in order; they must be the same with integers of 32 bits, as QEMU's machines have, and of 64.
+    #[track_caller]
+    pub fn run(self, device: &TpmDevice) -> Vec<Value> {
+        let [values, with_64_bits] = [1, 2].map(|revision| self.run_with(device, revision));
+        assert_eq!(values, with_64_bits);
+        values
+    }
+
+    /// In a machine whose DSDT has this revision, which decides about integers.
+    #[track_caller]
+    fn run_with(&self, device: &TpmDevice, revision: u8) -> Vec<Value> {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("dsdt.asl"), dsdt(device, revision)).unwrap();
+        compile(folder.path(), "dsdt.asl");
+        let tables = acpi::tables(device);
+        for table in &tables {
+            fs::write(folder.path().join(table.file_name), &table.bytes).unwrap();
+        }
+        let calls = self.calls.join(";");
+        let files = tables.iter().map(|table| table.file_name);
+        let arguments: Vec<_> = ["-b", &calls, "compiled.aml"].into_iter().chain(files).collect();
+        let (said, success) = acpica("acpiexec", folder.path(), &arguments);
+        assert!(success && !said.contains("Error") && !said.contains("Exception"), "{said}");
+        values(&said)
+    }
+}
+
+/// The machine's own table, with the PCI device where `device` says.
+fn dsdt(device: &TpmDevice, revision: u8) -> String {
+    let placement = device.placement();
+    let node = placement.acpi_node();
+    let name = node.rsplit('.').next().unwrap();
+    let adr = |address: PciAddress| u32::from(address.devfn() >> 3) << 16 | u32::from(address.devfn() & 7);
+    let (bridge, bridge_end) = placement.bridge().map_or_else(<(String, &str)>::default, |bridge| {
+        (format!("Device (S{:02X}_) {{ Name (_ADR, {})", bridge.devfn(), adr(bridge)), "}")
+    });
+    let adr = adr(placement.address());
+    let (crb, crb_externals) = match device.interface() {
+        Interface::Tis => (String::new(), String::new()),
+        Interface::Crb | Interface::CrbDoorbell => {
+            (crb_methods(&node), format!("External ({node}.TPM._DSM, MethodObj)"))
+        }
+    };
+    format!(
+        r#"
+        DefinitionBlock ("", "DSDT", {revision}, "VFUTPM", "TEST", 1)
+        {{
+            External ({node}.TPM._CRS, MethodObj)
+            {crb_externals}
+            Device (\_SB.PCI0)
+            {{
+                Name (_HID, EisaId ("PNP0A08"))
+                Name (_BBN, Zero)
+                {bridge}
+                Device ({name})
+                {{
+                    Name (_ADR, {adr})
+                    OperationRegion (TEST, PCI_Config, Zero, 0x40)
+                    Field (TEST, DWordAcc, NoLock, Preserve) {{ TVID, 32, TCMD, 32, Offset (0x10), TBAR, 32 }}
+                    Method (TSET, 3) {{ TVID = Arg0  TCMD = Arg1  TBAR = Arg2 }}
+                    Method (TGET) {{ Return (TCMD) }}
+                    Method (TCRS, 1, Serialized)
+                    {{
+                        Local0 = {node}.TPM._CRS ()
+                        CreateDWordField (Local0, Arg0, PART)
+                        Return (PART)
+                    }}
+                    {crb}
+                }}
+                {bridge_end}
+            }}
+        }}"#
+    )
+}
+
+/// Methods for what only a CRB has: a TPM2 table that changes, and perhaps a `_DSM`.
+fn crb_methods(node: &str) -> String {
+    let dsm = |name, uuid| {
+        format!(
+            r#"Method ({name}, 1)
+               {{
+                   Return ({node}.TPM._DSM (ToUUID ("{uuid}"), One, Arg0, Package () {{}}))
+               }}"#
+        )
+    };
+    let start_method = dsm("TDSM", "6bbf6cab-5463-4714-b7cd-f0203c0368d4");
+    let unknown = dsm("TUNK", "6bbf6cab-5463-4714-b7cd-f0203c0368d5");
+    format!(
+        r#"
+        DataTableRegion (TTAB, "TPM2", "", "")
+        Field (TTAB, AnyAcc, NoLock, Preserve) {{ TALL, 608 }}
+        Method (TTPM) {{ Return (TALL) }}
+        Method (TMEM, 1, Serialized)
+        {{
+            OperationRegion (TMEM, SystemMemory, Arg0, 4)
+            Field (TMEM, DWordAcc, NoLock, Preserve) {{ TDWD, 32 }}
+            Return (TDWD)
+        }}
+        {start_method}
+        {unknown}"#
+    )
+}
+
+/// What methods returned, as acpiexec prints it: `[Integer] = `, or `[Buffer] Length ` and that, ` = `, and then, if it is a
+/// short one on the same line, up to 16 bytes a line between an offset with a colon and two slashes.
+fn values(said: &str) -> Vec<Value> {
+    let mut values = Vec::new();
+    for line in said.lines().map(str::trim) {
+        if let Some(digits) = line.strip_prefix("[Integer] = ") {
+            values.push(Value::Integer(u64::from_str_radix(digits, 16).unwrap()));
+            continue;
+        }
+        let dump = match line.strip_prefix("[Buffer] Length ") {
+            Some(buffer) => {
+                values.push(Value::Buffer(Vec::new()));
+                buffer.split_once('=').unwrap().1
+            }
+            None => line,
+        };
+        let dump = dump.split_once("//").and_then(|(bytes, _text)| bytes.split_once(": "));
+        if let (Some(Value::Buffer(buffer)), Some((offset, bytes))) = (values.last_mut(), dump) {
+            assert_eq!(usize::from_str_radix(offset.trim(), 16), Ok(buffer.len()), "{line}");
+            buffer.extend(bytes.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).unwrap()));
+        }
+    }
+    values
+}

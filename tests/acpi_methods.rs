@@ -1,0 +1,195 @@
+//! The methods in the ACPI tables, run by ACPICA's `acpiexec`: ACPICA is the interpreter that Linux and others use.
+
+mod acpi;
+
+use acpi::interpreter::{ConfigSpace, EMPTY, Script, Value, WORKING};
+use acpi::{Q35, VARIANTS, Variant, table};
+use vfio_user_tpm::acpi::{Interface, TpmDevice};
+
+/// Another vendor's device.
+const FOREIGN: ConfigSpace = ConfigSpace { id: 0x10d3_8086, ..WORKING };
+/// Our device, to which no address has been given.
+const WITHOUT_ADDRESS: ConfigSpace = ConfigSpace { bar0: 0, ..WORKING };
+
+/// A 2.0 TPM in a q35.
+fn device(path: &'static str) -> TpmDevice {
+    Variant { path, ..Q35 }.device()
+}
+
+fn crb(interface: Interface) -> TpmDevice {
+    Variant { interface, ..Q35 }.device()
+}
+
+fn doorbell() -> TpmDevice {
+    crb(Interface::CrbDoorbell)
+}
+
+/// What an operating system sees when it looks for the TPM.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    sta: u64,
+    /// The window in `_CRS`.
+    base: u64,
+    length: u64,
+    /// [`ConfigSpace::command`] after that.
+    command: u64,
+}
+
+#[track_caller]
+fn evaluate(device: &TpmDevice, config: ConfigSpace) -> Seen {
+    let values = Script::new(device).config(config).sta().crs_base().crs_length().command().run(device);
+    let Ok([sta, base, length, command]) = <[Value; 4]>::try_from(values).map(|values| values.map(Value::integer))
+    else {
+        panic!("four values expected")
+    };
+    Seen { sta, base, length, command }
+}
+
+#[test]
+fn crs_is_the_bars_window_and_memory_decoding_is_switched_on() {
+    for (interface, length) in [(Interface::Tis, 0x5000), (Interface::Crb, 0xa000), (Interface::CrbDoorbell, 0xa000)] {
+        let seen = evaluate(&crb(interface), WORKING);
+        assert_eq!(seen, Seen { sta: 0x0f, base: 0xfeb4_0000, length, command: 0x2 }, "{interface:?}");
+    }
+}
+
+#[test]
+fn the_bits_that_say_the_bars_kind_are_no_part_of_the_address() {
+    assert_eq!(evaluate(&device("05.0"), ConfigSpace { bar0: 0xfeb4_0008, ..WORKING }).base, 0xfeb4_0000);
+}
+
+#[test]
+fn other_command_bits_and_the_status_register_stay_as_they_are() {
+    assert_eq!(evaluate(&device("05.0"), ConfigSpace { command: 0xf010_0405, ..WORKING }).command, 0xf010_0407);
+}
+
+#[test]
+fn without_an_address_there_is_no_tpm_and_decoding_stays_off() {
+    let seen = evaluate(&device("05.0"), ConfigSpace { bar0: 0x8, ..WORKING });
+    assert_eq!((seen.sta, seen.base, seen.command), (0, 0, 0));
+}
+
+#[test]
+fn an_empty_slot_has_no_tpm() {
+    assert_eq!(evaluate(&device("05.0"), EMPTY).sta, 0);
+}
+
+#[test]
+fn another_device_in_the_slot_is_not_taken_for_the_tpm() {
+    assert_eq!(evaluate(&device("05.0"), FOREIGN).sta, 0);
+}
+
+#[test]
+fn the_ssdt_follows_the_device_to_another_slot() {
+    assert_eq!(evaluate(&device("1e.0"), WORKING).sta, 0x0f);
+}
+
+#[test]
+fn each_variant_works_where_it_is() {
+    for variant in VARIANTS {
+        let seen = evaluate(&variant.device(), WORKING);
+        assert_eq!((seen.sta, seen.base), (0x0f, 0xfeb4_0000), "{}", variant.name);
+    }
+}
+
+/// The TPM2 table as it is added, with this control area and the checksum that it then has to have.
+fn tpm2_with(device: &TpmDevice, control_area: u32) -> Vec<u8> {
+    let mut table = table(device, "tpm2.aml");
+    table[40..44].copy_from_slice(&control_area.to_le_bytes());
+    table[9] = 0;
+    table[9] = table.iter().fold(0, |sum: u8, byte| sum.wrapping_sub(*byte));
+    table
+}
+
+/// The CRBs, and the offset in the BAR of each one's control area.
+const CONTROL_AREAS: [(Interface, u32); 2] = [(Interface::Crb, 0x40), (Interface::CrbDoorbell, 0x8040)];
+
+#[test]
+fn the_tpm2_table_learns_the_control_area_from_the_bar_and_keeps_a_right_checksum() {
+    for (interface, offset) in CONTROL_AREAS {
+        let device = crb(interface);
+        // Each after the others: nothing of the one before may be left.
+        let bars = [0xfeb4_0000, 0xfeb4_0000, 0x8000_0000, 0xfffe_0000, 0x0002_0000, 0xc0fe_0008];
+        let script = bars
+            .into_iter()
+            .fold(Script::new(&device), |script, bar0| script.config(ConfigSpace { bar0, ..WORKING }).ini().tpm2());
+        let expected = bars.map(|bar0| Value::Buffer(tpm2_with(&device, (bar0 & !0xf) + offset)));
+        assert_eq!(script.run(&device), expected, "{interface:?}");
+    }
+}
+
+#[test]
+fn crs_brings_the_tpm2_table_up_to_date() {
+    for (interface, offset) in CONTROL_AREAS {
+        let device = crb(interface);
+        let moved = ConfigSpace { bar0: 0xc0fe_0000, ..WORKING };
+        let values = Script::new(&device).config(WORKING).ini().config(moved).crs_base().tpm2().run(&device);
+        let expected = [Value::Integer(0xc0fe_0000), Value::Buffer(tpm2_with(&device, 0xc0fe_0000 + offset))];
+        assert_eq!(values, expected, "{interface:?}");
+    }
+}
+
+#[test]
+fn behind_a_bridge_it_is_the_same() {
+    let device = Variant { path: "06.1/00.0", bridge_id: Some("rp0"), interface: Interface::Crb, ..Q35 }.device();
+    let tables = Script::new(&device).config(WORKING).ini().tpm2().run(&device);
+    assert_eq!(tables, [Value::Buffer(tpm2_with(&device, 0xfeb4_0040))]);
+}
+
+#[test]
+fn without_the_tpm_the_tpm2_table_stays_as_it_is() {
+    for interface in [Interface::Crb, Interface::CrbDoorbell] {
+        let device = crb(interface);
+        for config in [FOREIGN, WITHOUT_ADDRESS, EMPTY] {
+            let values = Script::new(&device).config(config).ini().crs_base().tpm2().run(&device);
+            assert_eq!(values[1], Value::Buffer(table(&device, "tpm2.aml")), "{interface:?} {:#x}", config.id);
+        }
+    }
+}
+
+#[test]
+fn the_start_method_rings_the_doorbell_where_the_bar_is_at_that_time() {
+    let device = doorbell();
+    let values = Script::new(&device)
+        .config(WORKING)
+        .start_method(1)
+        .memory(0xfeb4_5000)
+        .config(ConfigSpace { bar0: 0xc000_0000, ..WORKING })
+        .memory(0xc000_5000)
+        .start_method(1)
+        .memory(0xc000_5000)
+        .run(&device);
+    assert_eq!(values, [0, 1, 0, 0, 1].map(Value::Integer));
+}
+
+#[test]
+fn the_start_method_says_which_functions_there_are() {
+    let device = doorbell();
+    let values = Script::new(&device).config(WORKING).start_method(0).memory(0xfeb4_5000).run(&device);
+    assert_eq!(values, [Value::Buffer(vec![0b11]), Value::Integer(0)]);
+}
+
+#[test]
+fn no_other_function_rings_the_doorbell() {
+    let device = doorbell();
+    let script = Script::new(&device).config(WORKING);
+    let script = [2, 3, 0x8000_0001, u32::MAX].into_iter().fold(script, Script::start_method);
+    let script = [0, 1].into_iter().fold(script, Script::unknown_dsm);
+    let nothing = vec![Value::Buffer(vec![0]); 6];
+    assert_eq!(script.memory(0xfeb4_5000).run(&device), [nothing, vec![Value::Integer(0)]].concat());
+}
+
+#[test]
+fn without_an_address_the_start_method_fails_and_writes_nothing_to_ram() {
+    let device = doorbell();
+    let values = Script::new(&device).config(WITHOUT_ADDRESS).start_method(1).memory(0x5000).run(&device);
+    assert_eq!(values, [1, 0].map(Value::Integer));
+}
+
+#[test]
+fn in_an_empty_slot_the_start_method_writes_where_no_ram_is() {
+    let device = doorbell();
+    // The highest addresses below 4 GiB are the firmware's.
+    let values = Script::new(&device).config(EMPTY).start_method(1).memory(0xffff_fff0).run(&device);
+    assert_eq!(values[1], Value::Integer(1));
+}

@@ -1,0 +1,85 @@
+// The source form of ssdt.aml, written by hand. A test holds that it compiles to the bytes that src/acpi/ makes.
+DefinitionBlock ("", "SSDT", 2, "VFUTPM", "TPMCRB", 1)
+{
+    External (\_SB.PCI0.S28, DeviceObj)
+
+    Scope (\_SB.PCI0.S28)
+    {
+        OperationRegion (CFGS, PCI_Config, Zero, 0x40)
+        Field (CFGS, DWordAcc, NoLock, Preserve)
+        {
+            VDID, 32,
+            Offset (0x10),
+            BAR0, 32
+        }
+        Field (CFGS, WordAcc, NoLock, Preserve)
+        {
+            Offset (0x04),
+            CMDR, 16
+        }
+
+        Device (TPM)
+        {
+            Name (_HID, "MSFT0101")
+            Name (_STR, Unicode ("TPM 2.0 Device"))
+            Name (_UID, One)
+
+            Method (_STA, 0, NotSerialized)
+            {
+                If (VDID == 0x54507666)
+                {
+                    If (BAR0 & 0xFFFFFFF0)
+                    {
+                        Return (0x0F)
+                    }
+                }
+                Return (Zero)
+            }
+
+            Method (_CRS, 0, Serialized)
+            {
+                Name (RBUF, ResourceTemplate ()
+                {
+                    Memory32Fixed (ReadWrite, 0, 0xA000, REG0)
+                })
+                CreateDWordField (RBUF, REG0._BAS, BASE)
+                BASE = BAR0 & 0xFFFFFFF0
+                If (BASE)
+                {
+                    CMDR |= 0x02
+                    PTCH ()
+                }
+                Return (RBUF)
+            }
+
+            DataTableRegion (T2RG, "TPM2", "", "")
+            Field (T2RG, ByteAcc, NoLock, Preserve)
+            {
+                Offset (0x09),
+                CKSM, 8,
+                Offset (0x28),
+                CTLA, 32
+            }
+
+            Method (BSUM, 1, NotSerialized)
+            {
+                Return ((Arg0 + (Arg0 >> 8)) + ((Arg0 >> 16) + (Arg0 >> 24)))
+            }
+
+            Method (PTCH, 0, Serialized)
+            {
+                If (_STA ())
+                {
+                    Local0 = (BAR0 & 0xFFFFFFF0) | 0x40
+                    CKSM = (CKSM + BSUM (CTLA)) - BSUM (Local0)
+                    CTLA = Local0
+                }
+            }
+
+            Method (_INI, 0, NotSerialized)
+            {
+                PTCH ()
+            }
+        }
+    }
+}
