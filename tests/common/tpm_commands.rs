@@ -55,6 +55,10 @@ pub const RC_LOCALITY: u32 = 0x907;
 
 const RH_OWNER: u32 = 0x4000_0001;
 const RH_PLATFORM: u32 = 0x4000_000c;
+const RH_NULL: u32 = 0x4000_0007;
+
+pub const ALG_RSASSA: u16 = 0x14;
+pub const ALG_ECDSA: u16 = 0x18;
 
 pub fn startup_clear() -> Vec<u8> {
     plain(0x144, &[0, 0])
@@ -178,6 +182,19 @@ pub fn unseal(object: u32, auth: &[u8]) -> Vec<u8> {
     with_this_password(auth, 0x15e, &[object], &[])
 }
 
+/// `TPM2_Hash` with SHA-256, for a hierarchy that nothing depends on.
+pub fn hash(data: &[u8]) -> Vec<u8> {
+    plain(0x17d, &[&sized(data)[..], &[0, 0x0b], &RH_NULL.to_be_bytes()].concat())
+}
+
+/// `TPM2_Sign` of a SHA-256 digest by a scheme: [`ALG_RSASSA`] or [`ALG_ECDSA`].
+pub fn sign(key: u32, scheme: u16, digest: [u8; 32]) -> Vec<u8> {
+    // TPMT_TK_HASHCHECK of a digest that the TPM has not made itself: TPM_ST_HASHCHECK, no hierarchy, no digest.
+    let ticket = [&[0x80, 0x24][..], &RH_NULL.to_be_bytes(), &[0, 0]].concat();
+    let parameters = [&sized(&digest)[..], &scheme.to_be_bytes(), &[0, 0x0b], &ticket].concat();
+    with_password(0x15d, &[key], &parameters)
+}
+
 /// `TPM2_EvictControl`: makes an object of the owner's persistent.
 pub fn evict_control(object: u32, persistent: u32) -> Vec<u8> {
     with_password(0x120, &[RH_OWNER, object], &persistent.to_be_bytes())
@@ -212,6 +229,11 @@ pub fn flush(handle: u32) -> Vec<u8> {
 /// `TPM2_GetCapability` of one TPM property.
 pub fn get_property(property: u32) -> Vec<u8> {
     plain(0x17a, &[&[0, 0, 0, 6][..], &property.to_be_bytes(), &[0, 0, 0, 1]].concat())
+}
+
+/// `TPM2_GetCapability` of the attributes of this many commands, as far as there are so many.
+pub fn command_attributes(count: u32) -> Vec<u8> {
+    plain(0x17a, &[&[0, 0, 0, 2, 0, 0, 0, 0][..], &count.to_be_bytes()].concat())
 }
 
 /// The value in the response to [`get_property`].

@@ -84,11 +84,13 @@ impl Channel {
         Ok(self.next_id)
     }
 
-    fn write(&mut self, text: &str) -> Result<(), String> {
+    /// Writes as it is: for a script that speaks on the channel itself, and listens.
+    pub(super) fn write(&mut self, text: &str) -> Result<(), String> {
         self.stream.get_mut().write_all(text.as_bytes()).map_err(|e| format!("the channel is closed: {e}"))
     }
 
-    fn line(&mut self, end: Instant) -> Result<String, String> {
+    /// The next line.
+    pub(super) fn line(&mut self, end: Instant) -> Result<String, String> {
         self.line_within(end.saturating_duration_since(Instant::now()))?.ok_or_else(|| NO_ANSWER.into())
     }
 

@@ -13,6 +13,7 @@ mod tpm;
 mod vm;
 
 pub(crate) use kernel_log::KernelMessage;
+pub(crate) use kit::kit;
 pub(crate) use programs::Programs;
 pub(crate) use tpm::{FIND_PCI_DEVICE, Tpm};
 pub(crate) use vm::{Firmware, Guest, GuestConfig};

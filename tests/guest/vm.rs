@@ -5,9 +5,10 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -36,6 +37,8 @@ pub(crate) struct GuestConfig {
     /// QEMU's `-machine`.
     pub(crate) machine: &'static str,
     pub(crate) firmware: Firmware,
+    /// QEMU's `-accel`. Tests do without KVM, since a machine's /dev/kvm may open and yet run no guest.
+    pub(crate) accel: &'static str,
     /// Memory in MiB.
     pub(crate) memory: u32,
     /// Number of processors.
@@ -55,6 +58,7 @@ impl Default for GuestConfig {
         Self {
             machine: "q35",
             firmware: Firmware::SeaBios,
+            accel: "tcg",
             memory: 512,
             cpus: 1,
             launcher: Vec::new(),
@@ -69,9 +73,8 @@ impl GuestConfig {
     fn arguments(&self, kit: &Path, dir: &Path) -> Vec<OsString> {
         let socket = |name: &str| format!("socket,id={name},path={}", dir.join(name).display());
         let mut args: Vec<OsString> = [
-            // Without KVM, since a machine's /dev/kvm may open and yet run no guest.
             "-accel",
-            "tcg",
+            self.accel,
             "-cpu",
             "max",
             "-nodefaults",
@@ -174,6 +177,25 @@ impl Guest {
         stdout
     }
 
+    /// Starts a script that speaks on the channel itself, by [`tell`](Self::tell) and [`hear`](Self::hear); nothing else can
+    /// run in the guest from then on.
+    #[track_caller]
+    pub(crate) fn start_talk(&mut self, script: &str) {
+        self.channel.send(script).expect("channel");
+    }
+
+    /// Says a line to the script that speaks on the channel.
+    #[track_caller]
+    pub(crate) fn tell(&mut self, line: &str) {
+        self.channel.write(&format!("{line}\n")).unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    /// The next line of the script that speaks on the channel.
+    #[track_caller]
+    pub(crate) fn hear(&mut self) -> String {
+        self.channel.line(Instant::now() + COMMAND_DEADLINE).unwrap_or_else(|e| panic!("in the guest: {e}"))
+    }
+
     /// Reboots from inside, as a user would, and waits until the guest takes commands again.
     #[track_caller]
     pub(crate) fn reboot(&mut self) {
@@ -253,9 +275,15 @@ impl Guest {
             .unwrap_or_else(|e| panic!("the guest does not wake up: {e}"))
     }
 
+    /// Runs a command of QEMU's monitor.
     #[track_caller]
-    fn monitor(&mut self, command: &str, arguments: &Value) {
-        self.qmp.execute(command, arguments).unwrap_or_else(|e| panic!("{e}"));
+    pub(crate) fn monitor(&mut self, command: &str, arguments: &Value) -> Value {
+        self.qmp.execute(command, arguments).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// QEMU's process id.
+    pub(crate) fn qemu(&self) -> Pid {
+        self.qemu.pid()
     }
 
     #[track_caller]
