@@ -35,45 +35,51 @@ fn main() {
         Some("crate") => return serve_by_crate(),
         _ => {}
     }
-    let server = Server::start();
-    let mut device = negotiated(RawClient::connect(&server.socket()));
-
-    let unconfined_server = Server::with_args(&["--sandbox=none".into()]);
-    let mut unconfined = negotiated(RawClient::connect(&unconfined_server.socket()));
-
-    let (mut bare, theirs) = UnixStream::pair().expect("socket pair");
+    let servers = [
+        ("trapped read", Server::start()),
+        ("without busy polling", Server::with_args(&["--busy-poll=0".into()])),
+        ("nor confinement", Server::with_args(&["--busy-poll=0".into(), "--sandbox=none".into()])),
+    ];
+    let (bare, theirs) = UnixStream::pair().expect("socket pair");
     let mut echo = start("echo", theirs.into());
-
     let folder = tempfile::tempdir().expect("temporary folder");
     let socket = folder.path().join("socket");
     let mut other = start("crate", UnixListener::bind(&socket).expect("socket").into());
-    let mut by_crate = negotiated(RawClient::connect(&socket));
+
+    let mut peers = vec![Peer { name: "bare ping-pong", pid: pid(&echo), client: RawClient::from_stream(bare) }];
+    for (name, server) in &servers {
+        peers.push(Peer { name, pid: server.pid(), client: negotiated(RawClient::connect(&server.socket())) });
+    }
+    let by_crate = negotiated(RawClient::connect(&socket));
+    peers.push(Peer { name: "vfio_user crate", pid: pid(&other), client: by_crate });
 
     for (name, cpu) in [("one CPU", 0), ("two CPUs", 1)] {
         place(Pid::from_raw(0), 0);
-        for process in [server.pid(), unconfined_server.pid(), pid(&echo), pid(&other)] {
-            place(process, cpu);
+        for peer in &peers {
+            place(peer.pid, cpu);
         }
-        let [mut device_times, mut unconfined_times, mut bare_times, mut crate_times] = [const { Vec::new() }; 4];
+        let mut times = vec![Vec::new(); peers.len()];
         for _ in 0..ROUNDS {
-            device_times.push(round(&mut device.stream));
-            unconfined_times.push(round(&mut unconfined.stream));
-            bare_times.push(round(&mut bare));
-            crate_times.push(round(&mut by_crate.stream));
+            for (peer, times) in peers.iter_mut().zip(&mut times) {
+                times.push(round(&mut peer.client.stream));
+            }
         }
-        let [device, unconfined, bare, by_crate] =
-            [device_times, unconfined_times, bare_times, crate_times].map(median);
-        println!(
-            "{name:8}  bare ping-pong {bare:7.2} µs   trapped read {device:7.2} µs, {:.2} times that   \
-             unconfined {unconfined:7.2} µs, {:.2} times   vfio_user crate {by_crate:7.2} µs, {:.2} times",
-            device / bare,
-            unconfined / bare,
-            by_crate / bare,
-        );
+        let medians: Vec<f64> = times.into_iter().map(median).collect();
+        println!("{name}:");
+        for (peer, median) in peers.iter().zip(&medians) {
+            println!("  {:22} {median:7.2} µs, {:.2} times the first", peer.name, median / medians[0]);
+        }
     }
-    drop((bare, by_crate));
+    drop(peers);
     echo.wait().expect("the echo process ends");
     other.wait().expect("the server of the crate ends");
+}
+
+/// A process that answers.
+struct Peer<'a> {
+    name: &'a str,
+    pid: Pid,
+    client: RawClient,
 }
 
 /// A client that has agreed on a version.

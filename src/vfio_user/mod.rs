@@ -9,6 +9,7 @@
 
 mod access;
 mod alarm;
+mod busy_poll;
 mod client;
 mod closer;
 mod connection;

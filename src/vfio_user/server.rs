@@ -15,6 +15,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::signalfd::SignalFd;
 use thiserror::Error;
 
+use super::busy_poll::BusyPoll;
 use super::client::{Client, Farewell, Waiting};
 use super::closer::Closer;
 use super::device::{Device, DeviceFailure};
@@ -84,6 +85,7 @@ pub struct Server {
     successor: Option<UnixStream>,
     handshake_limit: Duration,
     clogging_limit: Duration,
+    busy_poll: BusyPoll,
     /// There may be clients to accept.
     arrivals: bool,
     /// Accepting has failed, and rests until then.
@@ -112,6 +114,7 @@ impl Server {
             successor: None,
             handshake_limit: HANDSHAKE_LIMIT,
             clogging_limit: CLOGGING_LIMIT,
+            busy_poll: BusyPoll::default(),
             arrivals: true,
             paused_until: None,
             stopping: false,
@@ -144,6 +147,11 @@ impl Server {
     /// meanwhile.
     pub fn limit_clogging(&mut self, limit: Duration) {
         self.clogging_limit = limit;
+    }
+
+    /// Stays awake for `limit` after each access, as long as that pays; zero, as it is without this, for never.
+    pub fn busy_poll(&mut self, limit: Duration) {
+        self.busy_poll = BusyPoll::new(limit);
     }
 
     /// Where a device registers what it wants to be woken by, with tokens from [`DEVICE_TOKEN`] on.
@@ -180,10 +188,7 @@ impl Server {
             if self.stopping && device.stopped() {
                 return self.failure.take().map_or(Ok(()), |failure| Err(ServerError::Device(failure)));
             }
-            match self.poll.poll(&mut events, self.timeout(device)) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => events.clear(),
-                result => result.map_err(ServerError::Poll)?,
-            }
+            self.wait(&mut events, device).map_err(ServerError::Poll)?;
 
             let mut due =
                 Due { woken: device.deadline().is_some_and(|deadline| deadline <= Instant::now()), ..Due::default() };
@@ -200,8 +205,35 @@ impl Server {
                 device.wake();
             }
             self.serve_client(device, due);
+            if due.message {
+                self.busy_poll.note_access();
+            }
             self.settle_succession(device);
             self.accept();
+        }
+    }
+
+    /// Waits for events, at first without sleeping where that pays.
+    fn wait(&mut self, events: &mut Events, device: &dyn Device) -> io::Result<()> {
+        while self.busy_poll.is_awake(Instant::now) {
+            self.look(events, Some(Duration::ZERO))?;
+            if !events.is_empty() {
+                self.busy_poll.note_event();
+                return Ok(());
+            }
+            // Who is to send the next message may need this CPU for it.
+            std::thread::yield_now();
+        }
+        self.look(events, self.timeout(device))
+    }
+
+    fn look(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+        match self.poll.poll(events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                events.clear();
+                Ok(())
+            }
+            result => result,
         }
     }
 
