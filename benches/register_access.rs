@@ -9,9 +9,10 @@ use std::time::Instant;
 
 use vfio_bindings::bindings::vfio::{VFIO_PCI_BAR0_REGION_INDEX as BAR0, VFIO_PCI_CONFIG_REGION_INDEX as CONFIG};
 use vfio_user_tpm::backend::{Backend, BackendError, Done};
-use vfio_user_tpm::device::{DEVICE_ID, TpmDevice, VENDOR_ID, identity};
+use vfio_user_tpm::device::{DEVICE_ID, DeviceOptions, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::Engine;
-use vfio_user_tpm::frontend::tis::TisConfig;
+use vfio_user_tpm::frontend::Registers;
+use vfio_user_tpm::frontend::tis::{Tis, TisConfig};
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
 use vfio_user_tpm::tpm::{BUFFER_SIZE, Header, Locality, TpmVersion};
 use vfio_user_tpm::vfio_user::{Answer, Device, DeviceInfo, Irq, Region, Ticket};
@@ -110,7 +111,12 @@ fn tpm() -> TpmDevice {
     };
     let platform = Platform::new(registers.version, StartupPolicy::None);
     let engine = Engine::new(Box::new(Echo::default()), platform, None);
-    let mut device = TpmDevice::new(identity(VENDOR_ID, DEVICE_ID), registers, engine, false);
+    let mut device = TpmDevice::new(
+        identity(VENDOR_ID, DEVICE_ID),
+        Registers::Tis(Tis::new(registers)),
+        engine,
+        DeviceOptions::default(),
+    );
     device.wake();
     write(&mut device, ACCESS, REQUEST_USE);
     write(&mut device, STS, COMMAND_READY);

@@ -1,13 +1,16 @@
 //! The TPM as a PCI device: configuration space, register file and engine put together behind [`Device`].
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::bar_map;
+use crate::completion_hold::CompletionHold;
 use crate::engine::Engine;
-use crate::frontend::Effect;
-use crate::frontend::tis::{Tis, TisConfig};
+use crate::frontend::{Effect, Registers};
 use crate::pci::{CONFIG_SIZE, ConfigSpace, Identity, MemoryBar};
-use crate::vfio_user::{Answer, Device, DeviceFailure, DeviceInfo, Irq, Region, RegionFlags, Ticket};
+use crate::shared_pages::SharedPages;
+use crate::vfio_user::{
+    Answer, Device, DeviceFailure, DeviceInfo, Irq, MappableArea, Mapping, Region, RegionFlags, Ticket,
+};
 use vfio_bindings::bindings::vfio as ffi;
 
 /// The default PCI vendor id: no allocation of the PCI-SIG has it, and no driver binds to it.
@@ -30,22 +33,40 @@ pub const fn identity(vendor_id: u16, device_id: u16) -> Identity {
     Identity { vendor_id, device_id, revision_id: REVISION_ID, class_code: CLASS_CODE }
 }
 
+/// What the guest may map of BAR0 with a CRB: the buffer.
+const CRB_AREAS: [MappableArea; 1] =
+    [MappableArea { offset: bar_map::COMMAND_BUFFER.offset as u64, size: bar_map::COMMAND_BUFFER.length as u64 }];
+/// With a CRB with ACPI start: the control area and the buffer behind it.
+const CRB_DOORBELL_AREAS: [MappableArea; 1] = [MappableArea {
+    offset: bar_map::CONTROL_AREA.offset as u64,
+    size: (bar_map::COMMAND_BUFFER.end() - bar_map::CONTROL_AREA.offset) as u64,
+}];
+
+/// What becomes of the device around a command and a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DeviceOptions {
+    /// Each client finds a TPM as after power-on, whether or not it sends `DEVICE_RESET`.
+    pub reset_on_connect: bool,
+    /// How long the answer "still busy" is held back in all for each command.
+    pub completion_hold: Duration,
+}
+
 /// The TPM device.
 pub struct TpmDevice {
     config: ConfigSpace,
-    registers: Tis,
+    registers: Registers<SharedPages>,
     engine: Engine,
+    hold: CompletionHold,
     reset_on_connect: bool,
 }
 
 impl TpmDevice {
     /// A device that begins to start its TPM.
-    ///
-    /// With `reset_on_connect`, each client finds a TPM as after power-on, whether or not it sends `DEVICE_RESET`.
     #[must_use]
-    pub fn new(identity: Identity, registers: TisConfig, engine: Engine, reset_on_connect: bool) -> Self {
-        let config = ConfigSpace::new(identity, BAR0);
-        let mut device = Self { config, registers: Tis::new(registers), engine, reset_on_connect };
+    pub fn new(identity: Identity, registers: Registers<SharedPages>, engine: Engine, options: DeviceOptions) -> Self {
+        let DeviceOptions { reset_on_connect, completion_hold } = options;
+        let hold = CompletionHold::new(completion_hold);
+        let mut device = Self { config: ConfigSpace::new(identity, BAR0), registers, engine, hold, reset_on_connect };
         device.reset();
         device
     }
@@ -59,7 +80,10 @@ impl TpmDevice {
     fn carry_out(&mut self, effect: Effect) {
         let now = Instant::now();
         match effect {
-            Effect::Execute(locality) => self.engine.execute(locality, self.registers.command(), now),
+            Effect::Execute(locality) => {
+                self.hold.begin(now);
+                self.engine.execute(locality, self.registers.command(), now);
+            }
             Effect::Cancel => self.engine.cancel(now),
             Effect::ResetEstablishment(locality) => self.engine.reset_establishment(locality, now),
         }
@@ -71,12 +95,36 @@ impl TpmDevice {
         self.registers.set_establishment(self.engine.established());
         if let Some(response) = self.engine.take_response() {
             self.registers.complete(response);
+            self.hold.end();
         }
+    }
+
+    /// Tells the registers where the guest has put them.
+    fn place(&mut self) {
+        self.registers.place(self.config.bar0_address());
+    }
+
+    /// Whether the guest would only learn from this access that its command still runs, and may wait for more.
+    fn may_wait(&mut self, access: Access) -> bool {
+        let waits = match access {
+            Access::Read { offset, length } => self.registers.asks_for_completion(offset, length),
+            Access::Start => self.registers.is_busy(),
+        };
+        waits && self.hold.holds(Instant::now())
     }
 }
 
+/// An access that may be answered later.
+#[derive(Clone, Copy, Debug)]
+enum Access {
+    /// Of BAR0.
+    Read { offset: u64, length: usize },
+    /// The write that has started the command.
+    Start,
+}
+
 /// Register accesses are the way of every command, byte by byte: no look at the clock, no allocation, no system call,
-/// but for the write that starts or cancels a command.
+/// but for the write that starts or cancels a command, and for the question whether it has ended.
 impl Device for TpmDevice {
     fn info(&self) -> DeviceInfo {
         DeviceInfo { regions: ffi::VFIO_PCI_NUM_REGIONS, irqs: ffi::VFIO_PCI_NUM_IRQS }
@@ -101,10 +149,25 @@ impl Device for TpmDevice {
         Irq { count, maskable: false, automasked: false }
     }
 
+    fn mapping(&self, index: u32) -> Option<Mapping<'_>> {
+        let areas: &[MappableArea] = match self.registers {
+            Registers::Tis(_) => return None,
+            Registers::Crb(_) => &CRB_AREAS,
+            Registers::CrbDoorbell(_) => &CRB_DOORBELL_AREAS,
+        };
+        let file = self.registers.memory()?.file()?;
+        (index == ffi::VFIO_PCI_BAR0_REGION_INDEX).then_some(Mapping { file, offset: 0, areas })
+    }
+
     fn read(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Answer {
         match index {
             ffi::VFIO_PCI_CONFIG_REGION_INDEX => self.config.read(offset, data),
-            ffi::VFIO_PCI_BAR0_REGION_INDEX => self.registers.read(offset, data),
+            ffi::VFIO_PCI_BAR0_REGION_INDEX => {
+                if self.may_wait(Access::Read { offset, length: data.len() }) {
+                    return Answer::Later(Ticket(offset));
+                }
+                self.registers.read(offset, data);
+            }
             _ => data.fill(0xff),
         }
         Answer::Now
@@ -112,10 +175,20 @@ impl Device for TpmDevice {
 
     fn write(&mut self, index: u32, offset: u64, data: &[u8]) -> Answer {
         match index {
-            ffi::VFIO_PCI_CONFIG_REGION_INDEX => self.config.write(offset, data),
+            ffi::VFIO_PCI_CONFIG_REGION_INDEX => {
+                let before = self.config.bar0_address();
+                self.config.write(offset, data);
+                if self.config.bar0_address() != before {
+                    self.place();
+                }
+            }
             ffi::VFIO_PCI_BAR0_REGION_INDEX => {
                 if let Some(effect) = self.registers.write(offset, data) {
                     self.carry_out(effect);
+                    let starts = matches!(effect, Effect::Execute(_)) && self.registers.start_is_awaited();
+                    if starts && self.may_wait(Access::Start) {
+                        return Answer::Later(Ticket(offset));
+                    }
                 }
             }
             _ => {}
@@ -123,15 +196,21 @@ impl Device for TpmDevice {
         Answer::Now
     }
 
-    fn resume(&mut self, _ticket: Ticket, data: &mut [u8], _must_answer: bool) -> Answer {
-        // No access is answered later yet.
-        data.fill(0xff);
+    fn resume(&mut self, Ticket(offset): Ticket, data: &mut [u8], must_answer: bool) -> Answer {
+        // A read has at least one byte.
+        let access = if data.is_empty() { Access::Start } else { Access::Read { offset, length: data.len() } };
+        if !must_answer && self.may_wait(access) {
+            return Answer::Later(Ticket(offset));
+        }
+        self.registers.read(offset, data);
         Answer::Now
     }
 
     fn reset(&mut self) {
         self.config.reset();
         self.registers.reset();
+        self.place();
+        self.hold.end();
         self.engine.reset(Instant::now());
         self.take_over();
     }
@@ -142,13 +221,23 @@ impl Device for TpmDevice {
         }
     }
 
+    /// Whoever was connected may have kept the pages: the next one gets others, with the same in them.
+    fn disconnected(&mut self) {
+        if let Some(pages) = self.registers.memory_mut() {
+            pages.renew();
+            self.place();
+        }
+    }
+
     fn wake(&mut self) {
-        self.engine.poll(Instant::now());
+        let now = Instant::now();
+        self.engine.poll(now);
         self.take_over();
+        self.hold.expire(now);
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.engine.deadline()
+        [self.engine.deadline(), self.hold.deadline()].into_iter().flatten().min()
     }
 
     fn stop(&mut self) {
@@ -163,3 +252,6 @@ impl Device for TpmDevice {
         self.engine.start_failure().map(|reason| format!("the TPM cannot start: {reason}").into())
     }
 }
+
+#[cfg(test)]
+mod tests;

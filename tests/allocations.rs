@@ -17,9 +17,10 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
 use vfio_user_tpm::backend::worker::WorkerConfig;
-use vfio_user_tpm::device::{DEVICE_ID, TpmDevice, VENDOR_ID, identity};
+use vfio_user_tpm::device::{DEVICE_ID, DeviceOptions, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::{Engine, Wakeup};
-use vfio_user_tpm::frontend::tis::TisConfig;
+use vfio_user_tpm::frontend::Registers;
+use vfio_user_tpm::frontend::tis::{self, TisConfig};
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
 use vfio_user_tpm::tpm::TpmVersion;
 use vfio_user_tpm::vfio_user::{DEVICE_TOKEN, Listener, Server};
@@ -87,7 +88,12 @@ fn serve(listener: Listener) {
         revision: 1,
         guest_locality_4: false,
     };
-    let mut device = TpmDevice::new(identity(VENDOR_ID, DEVICE_ID), registers, engine, false);
+    let mut device = TpmDevice::new(
+        identity(VENDOR_ID, DEVICE_ID),
+        Registers::Tis(tis::Tis::new(registers)),
+        engine,
+        DeviceOptions::default(),
+    );
     server.run(&mut device, &signals).unwrap();
 }
 

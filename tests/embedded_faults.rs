@@ -23,9 +23,10 @@ use nix::sys::socket::{Shutdown, shutdown};
 use tempfile::TempDir;
 use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
 use vfio_user_tpm::backend::worker::WorkerConfig;
-use vfio_user_tpm::device::{DEVICE_ID, TpmDevice, VENDOR_ID, identity};
+use vfio_user_tpm::device::{DEVICE_ID, DeviceOptions, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::{Engine, Wakeup};
-use vfio_user_tpm::frontend::tis::TisConfig;
+use vfio_user_tpm::frontend::Registers;
+use vfio_user_tpm::frontend::tis::{self, TisConfig};
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
 use vfio_user_tpm::seqpacket;
 use vfio_user_tpm::tpm::TpmVersion;
@@ -138,7 +139,12 @@ fn device(program: PathBuf, wakeup: Wakeup) -> TpmDevice {
     let engine = Engine::new(Box::new(backend), Platform::new(version, StartupPolicy::Clear), Some(wakeup));
     let registers =
         TisConfig { version, vendor_id: VENDOR_ID, device_id: DEVICE_ID, revision: 1, guest_locality_4: false };
-    TpmDevice::new(identity(VENDOR_ID, DEVICE_ID), registers, engine, false)
+    TpmDevice::new(
+        identity(VENDOR_ID, DEVICE_ID),
+        Registers::Tis(tis::Tis::new(registers)),
+        engine,
+        DeviceOptions::default(),
+    )
 }
 
 impl Machine {

@@ -24,9 +24,10 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use nix::unistd::Pid;
 use vfio_user_tpm::backend::passthrough::{HostTpm, Passthrough, PassthroughTpm, ProbeError};
 use vfio_user_tpm::backend::worker::WorkerConfig;
-use vfio_user_tpm::device::{DEVICE_ID, TpmDevice, VENDOR_ID, identity};
+use vfio_user_tpm::device::{DEVICE_ID, DeviceOptions, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::{Engine, Wakeup};
-use vfio_user_tpm::frontend::tis::TisConfig;
+use vfio_user_tpm::frontend::Registers;
+use vfio_user_tpm::frontend::tis::{self, TisConfig};
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
 use vfio_user_tpm::seqpacket;
 use vfio_user_tpm::tpm::{BUFFER_SIZE, Fault, Locality, TpmVersion, fault_response};
@@ -432,7 +433,12 @@ fn registers_are_answered_and_the_server_ends_whatever_the_chip_does() {
         let engine = Engine::new(Box::new(Passthrough::new(chip, worker())), platform, Some(wakeup));
         let (version, vendor_id, device_id) = (TpmVersion::V2_0, VENDOR_ID, DEVICE_ID);
         let registers = TisConfig { version, vendor_id, device_id, revision: 1, guest_locality_4: false };
-        TpmDevice::new(identity(vendor_id, device_id), registers, engine, false)
+        TpmDevice::new(
+            identity(vendor_id, device_id),
+            Registers::Tis(tis::Tis::new(registers)),
+            engine,
+            DeviceOptions::default(),
+        )
     });
     let client = RawClient::connect(&path);
     client.stream.set_read_timeout(Some(ACCESS_LIMIT)).unwrap();

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use common::crb::{Crb, Start};
 use common::process::until;
 use common::raw_client::{RawClient, SET_IRQS, irq_set};
 use common::server::Server;
@@ -167,6 +168,18 @@ fn with_state() -> (BTreeSet<String>, BTreeSet<String>) {
     (watched.calls(watched.pids(SERVER)[0]), of_workers.collect())
 }
 
+/// The memory of a CRB, for one client and then for the next.
+fn with_shared_memory() -> BTreeSet<String> {
+    let mut watched = Watched::start(&[Start::Register.interface().into()]);
+    for _ in 0..2 {
+        let client = RawClient::connect(&watched.server.as_ref().unwrap().socket());
+        let mut crb = Crb::mapped(client, Start::Register);
+        assert_eq!(code_of(&crb.run(&get_random(8))), RC_SUCCESS);
+    }
+    assert!(watched.end());
+    watched.calls(watched.pids(SERVER)[0])
+}
+
 fn attached() -> BTreeSet<String> {
     let folder = tempfile::tempdir().unwrap();
     let mut swtpm = Listening::start(&programs()[0], TpmVersion::V2_0, folder.path(), &[]);
@@ -197,7 +210,8 @@ fn assert_used(whose: &str, list: &[Call], made: &BTreeSet<String>) {
 
 #[test]
 fn no_rule_is_unused() {
-    let (server, worker) = with_state();
+    let (mut server, worker) = with_state();
+    server.extend(with_shared_memory());
     let attached = attached();
     println!("the server made {server:?}\nthe worker {worker:?}\nattached, the server made {attached:?}");
     let unexpected = |list: &[Call], made: &BTreeSet<String>| {

@@ -11,8 +11,8 @@ use common::process::Process;
 use common::server::Server;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vfio_user_tpm::tpm::{Locality, TpmVersion};
 use vfio_user_tpm::seqpacket;
+use vfio_user_tpm::tpm::{Locality, TpmVersion};
 use vfio_user_tpm::worker::frame::{MAX_FRAME, Reply, Request};
 
 /// A worker that was started for `holding`.

@@ -5,6 +5,8 @@
 
 pub mod embedded;
 pub mod passthrough;
+#[cfg(test)]
+pub(crate) mod played;
 pub mod swtpm;
 pub mod synchronous;
 mod unaccompanied;

@@ -12,13 +12,14 @@ use nix::unistd::Uid;
 use super::access_args::AccessArgs;
 use super::backend_args::{BackendArgs, BackendConfig, OpenBackend, Surroundings};
 use super::device_args::{DeviceArgs, description_of};
+use super::latency_args::LatencyArgs;
+use super::register_args::RegisterArgs;
 use super::sandbox_args::{SandboxArgs, UserArgs};
 use super::{inherited, log_level, ready, signals, start_log};
 use crate::acpi::TpmDevice as DeviceDescription;
 use crate::description::Description;
-use crate::device::TpmDevice;
+use crate::device::{DeviceOptions, TpmDevice};
 use crate::engine::{Engine, Wakeup};
-use crate::frontend::tis::TisConfig;
 use crate::platform::{Platform, StartupPolicy};
 use crate::sandbox::{self, Grant, NewUser, SERVER_CALLS, SERVER_CALLS_TO_ATTACH};
 use crate::vfio_user::{DEVICE_TOKEN, Listener, Server, SocketClaim, SocketRights};
@@ -67,10 +68,11 @@ pub(super) struct TpmArgs {
     #[arg(long)]
     reset_on_connect: bool,
 
-    /// Let the guest use locality 4, which belongs to the hardware. For tests only: with it a guest can
-    /// pretend to have been launched anew
-    #[arg(long)]
-    guest_locality_4: bool,
+    #[command(flatten)]
+    registers: RegisterArgs,
+
+    #[command(flatten)]
+    latency: LatencyArgs,
 
     #[command(flatten)]
     pub(super) sandbox: SandboxArgs,
@@ -115,11 +117,12 @@ struct Config {
     socket_rights: SocketRights,
     allowed_users: Option<Vec<Uid>>,
     device: DeviceDescription,
-    registers: TisConfig,
+    registers: RegisterArgs,
     description: Option<(Description, PathBuf)>,
     startup: StartupPolicy,
     reset_on_connect: bool,
     obey_parent_only: bool,
+    latency: LatencyArgs,
     sandbox: SandboxArgs,
     user: Option<NewUser>,
     log_level: log::LevelFilter,
@@ -150,13 +153,6 @@ impl TryFrom<ServeArgs> for Config {
             }
             (Some(_), Endpoint::Descriptor(_)) => bail!("--description needs --socket-path: a VMM connects by path"),
         };
-        let registers = TisConfig {
-            version: device.version(),
-            vendor_id: device.identity().vendor_id,
-            device_id: device.identity().device_id,
-            revision: device.identity().revision_id,
-            guest_locality_4: args.guest_locality_4,
-        };
         let startup = match (&backend, args.startup) {
             (BackendConfig::Host { .. }, None) => StartupPolicy::Host,
             (BackendConfig::Host { .. }, Some(_)) => bail!(
@@ -172,11 +168,12 @@ impl TryFrom<ServeArgs> for Config {
             socket_rights: access.socket_rights(),
             allowed_users: access.allowed_users(),
             device,
-            registers,
+            registers: args.registers,
             description,
             startup,
             reset_on_connect: args.reset_on_connect,
             obey_parent_only,
+            latency: args.latency,
             sandbox: args.sandbox,
             user,
             log_level: args.log_level,
@@ -218,6 +215,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         .context("cannot receive signals")?;
 
     let version = config.device.version();
+    let registers = config.registers.registers(&config.device);
     // Before the socket is there: what is wrong with the TPM is said first, and a VMM never meets a server without one.
     let attached = config.backend.attaches_to().map(std::path::absolute).transpose()?;
     let surroundings = Surroundings {
@@ -253,6 +251,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     // The server's threads take it over.
     let files = confinement.restrict_files(&granted)?;
     let mut server = Server::new(listener)?;
+    server.busy_poll(config.latency.busy_poll());
     if config.obey_parent_only {
         server.obey_parent_only();
     }
@@ -264,7 +263,9 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     let mut engine = Engine::new(backend, Platform::new(version, config.startup), Some(wakeup));
     engine.on_first_start(move || starter.map_or((), ready::Starter::tell));
-    let mut device = TpmDevice::new(config.device.identity(), config.registers, engine, config.reset_on_connect);
+    let options =
+        DeviceOptions { reset_on_connect: config.reset_on_connect, completion_hold: config.latency.completion_hold() };
+    let mut device = TpmDevice::new(config.device.identity(), registers, engine, options);
     let calls =
         confinement.restrict_calls(&[SERVER_CALLS, attached.as_ref().map_or(&[], |_| SERVER_CALLS_TO_ATTACH)])?;
     sandbox::warn_of_missing(files, calls);
@@ -283,6 +284,7 @@ mod tests {
     use super::super::Cli;
     use super::*;
     use crate::description::Source;
+    use crate::frontend::Registers;
     use crate::tpm::TpmVersion;
 
     fn config(args: &[&str]) -> anyhow::Result<Config> {
@@ -312,7 +314,10 @@ mod tests {
     #[test]
     fn registers_and_tables_carry_the_same_ids() {
         let config = config(&["--socket-path=/s", "--pci-id=1b36:0042"]).unwrap();
-        assert_eq!((config.registers.vendor_id, config.registers.device_id), (0x1b36, 0x42));
+        let Registers::Tis(mut tis) = config.registers.registers(&config.device) else { panic!("the default is TIS") };
+        let mut ids = [0; 4];
+        tis.read(0xf00, &mut ids);
+        assert_eq!(ids, [0x36, 0x1b, 0x42, 0]);
         assert_eq!(config.device.identity().vendor_id, 0x1b36);
     }
 

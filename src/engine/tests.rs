@@ -1,89 +1,13 @@
 //! The engine with a backend that a test plays by hand.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
-use std::rc::Rc;
-
 use super::*;
+use crate::backend::played::{Call, Played};
 use crate::platform::StartupPolicy;
 use crate::tpm::TpmVersion;
 
 const OK: [u8; 10] = [0x80, 1, 0, 0, 0, 10, 0, 0, 0, 0];
 const CLEAR: [u8; 12] = [0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x45, 0, 0];
 const COMMAND: [u8; 12] = [0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 4];
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Call {
-    Initialize,
-    Execute(u8, Vec<u8>),
-    ResetEstablished(u8),
-    Terminate,
-    Cancel,
-    Kill,
-}
-
-#[derive(Default)]
-struct Script {
-    calls: Vec<Call>,
-    outcomes: VecDeque<(Result<Done, BackendError>, Vec<u8>)>,
-    gone: bool,
-    /// A killed process does not end.
-    lingers: bool,
-    /// It does not act on a request to cancel.
-    disobeys: bool,
-}
-
-#[derive(Clone, Default)]
-struct Played(Rc<RefCell<Script>>);
-
-impl Played {
-    fn begin(&self, call: Call) -> Result<(), BackendError> {
-        let mut script = self.0.borrow_mut();
-        script.calls.push(call);
-        if script.gone { Err(BackendError::Gone("played".to_owned())) } else { Ok(()) }
-    }
-
-    fn calls(&self) -> Vec<Call> {
-        std::mem::take(&mut self.0.borrow_mut().calls)
-    }
-}
-
-impl Backend for Played {
-    fn initialize(&mut self) -> Result<(), BackendError> {
-        self.begin(Call::Initialize)
-    }
-    fn execute(&mut self, locality: Locality, command: &[u8]) -> Result<(), BackendError> {
-        self.begin(Call::Execute(locality.number(), command.to_vec()))
-    }
-    fn reset_established(&mut self, locality: Locality) -> Result<(), BackendError> {
-        self.begin(Call::ResetEstablished(locality.number()))
-    }
-    fn terminate(&mut self) -> Result<(), BackendError> {
-        self.begin(Call::Terminate)
-    }
-    fn cancel(&mut self) -> bool {
-        let mut script = self.0.borrow_mut();
-        script.calls.push(Call::Cancel);
-        !script.disobeys
-    }
-    fn poll(&mut self, response: &mut Vec<u8>) -> Option<Result<Done, BackendError>> {
-        let (outcome, bytes) = self.0.borrow_mut().outcomes.pop_front()?;
-        if matches!(outcome, Ok(Done::Response)) {
-            *response = bytes;
-        }
-        Some(outcome)
-    }
-    fn kill(&mut self) {
-        self.0.borrow_mut().calls.push(Call::Kill);
-    }
-    fn is_gone(&self) -> bool {
-        !self.0.borrow().lingers
-    }
-    fn take_new_descriptor(&mut self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-}
 
 /// An engine, its backend, and a clock that only the test moves.
 struct Bench {

@@ -41,6 +41,10 @@ pub const CALLS: &[Call] = &[
     call!(SYS_rt_sigprocmask, "what that timer interrupts"),
     call!(SYS_rt_sigreturn, "the end of that interrupt").unseen("only when a client has an eventfd filled up"),
     call!(SYS_gettid, "whom that timer interrupts"),
+    // Memory that the guest maps: a new file for each client.
+    call!(SYS_memfd_create, "memory shared with a client"),
+    call!(SYS_ftruncate, "its size"),
+    call!(SYS_lseek, "its size, before it is mapped"),
     // The TPM's process.
     call!(SYS_sendmsg, "commands to the TPM's process, requests to the spawner"),
     call!(SYS_recvfrom, "responses of the TPM's process"),
@@ -89,6 +93,7 @@ const FCNTL: &[u32] = &[
     libc::F_SETFL.unsigned_abs(),
     libc::F_GETFD.unsigned_abs(),
     libc::F_DUPFD_CLOEXEC.unsigned_abs(),
+    libc::F_ADD_SEALS.unsigned_abs(),
 ];
 
 const UNIX: &[u32] = &[libc::AF_UNIX.unsigned_abs()];

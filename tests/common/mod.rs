@@ -2,6 +2,7 @@
 //! the built program, and a driver for the TPM behind it.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod crb;
 pub mod engine;
 pub mod process;
 pub mod raw_client;

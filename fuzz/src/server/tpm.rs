@@ -4,12 +4,16 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use vfio_user_tpm::backend::{Backend, BackendError, Done};
-use vfio_user_tpm::device::{self, TpmDevice};
+use vfio_user_tpm::device::{self, DeviceOptions, TpmDevice};
 use vfio_user_tpm::engine::Engine;
-use vfio_user_tpm::frontend::tis::TisConfig;
+use vfio_user_tpm::frontend::Registers;
+use vfio_user_tpm::frontend::crb::{Crb, CrbConfig, CrbDoorbell};
+use vfio_user_tpm::frontend::tis::{Tis, TisConfig};
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
+use vfio_user_tpm::shared_pages::SharedPages;
 use vfio_user_tpm::tpm::{BUFFER_SIZE, Header, Locality, TpmVersion};
 
 use super::super::tape::Tape;
@@ -43,12 +47,27 @@ pub fn device(tape: &mut Tape<'_>) -> (TpmDevice, Played) {
     let choices = tape.byte();
     let version = if choices & 1 == 0 { TpmVersion::V2_0 } else { TpmVersion::V1_2 };
     let policy = if choices & 2 == 0 { StartupPolicy::None } else { StartupPolicy::Clear };
-    let registers =
-        TisConfig { version, vendor_id: 0x1014, device_id: 1, revision: 1, guest_locality_4: choices & 4 != 0 };
+    let (vendor_id, device_id, revision, guest_locality_4) = (0x1014, 1, 1, choices & 4 != 0);
+    let crb = CrbConfig { vendor_id, device_id, revision, guest_locality_4 };
+    let registers = match choices >> 4 & 3 {
+        1 => Registers::Crb(Crb::new(crb, SharedPages::new())),
+        2 => Registers::CrbDoorbell(CrbDoorbell::new(crb, SharedPages::new())),
+        _ => Registers::Tis(Tis::new(TisConfig { version, vendor_id, device_id, revision, guest_locality_4 })),
+    };
+    // Whether an answer waits, and for how long, is the clock's affair; that it comes is not.
+    let completion_hold = if choices & 0x40 == 0 { Duration::ZERO } else { Duration::from_millis(1) };
     let played = Played::default();
     let engine = Engine::new(Box::new(played.clone()), Platform::new(version, policy), None);
     let identity = device::identity(device::VENDOR_ID, device::DEVICE_ID);
-    (TpmDevice::new(identity, registers, engine, choices & 8 != 0), played)
+    (
+        TpmDevice::new(
+            identity,
+            registers,
+            engine,
+            DeviceOptions { reset_on_connect: choices & 8 != 0, completion_hold },
+        ),
+        played,
+    )
 }
 
 impl Played {

@@ -25,6 +25,7 @@ NV_INDEX=0x1500016
 the_kernel_found_it() {
     say
     say "The kernel has found the TPM:"
-    dmesg | grep 'tpm_tis MSFT' | sed 's/^/guest:   /'
+    dmesg | grep 'tpm_[a-z_]* MSFT' | sed 's/^/guest:   /'
+    say "  driver: $(basename "$(readlink /sys/class/tpm/tpm0/device/driver)")"
     [ -c /dev/tpmrm0 ] || fail "there is no /dev/tpmrm0"
 }

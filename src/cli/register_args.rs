@@ -1,0 +1,40 @@
+//! The arguments that say what a guest may do with the registers.
+
+use clap::Args;
+
+use crate::acpi::{Interface, TpmDevice};
+use crate::frontend::Registers;
+use crate::frontend::crb::{Crb, CrbConfig, CrbDoorbell};
+use crate::frontend::tis::{Tis, TisConfig};
+use crate::pci::Identity;
+use crate::shared_pages::SharedPages;
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct RegisterArgs {
+    /// Let the guest use locality 4, which belongs to the hardware. For tests only: with it a guest can
+    /// pretend to have been launched anew
+    #[arg(long)]
+    pub(super) guest_locality_4: bool,
+
+    /// Offer no memory of a CRB for mapping, so that every access traps: for VMMs in which mapping makes trouble
+    #[arg(long)]
+    no_mmap: bool,
+}
+
+impl RegisterArgs {
+    /// The device's registers as after power-on.
+    pub(super) fn registers(self, device: &TpmDevice) -> Registers<SharedPages> {
+        let Self { guest_locality_4, no_mmap } = self;
+        let Identity { vendor_id, device_id, revision_id: revision, .. } = device.identity();
+        let crb = CrbConfig { vendor_id, device_id, revision, guest_locality_4 };
+        let pages = || if no_mmap { SharedPages::unmappable() } else { SharedPages::new() };
+        match device.interface() {
+            Interface::Tis => {
+                let version = device.version();
+                Registers::Tis(Tis::new(TisConfig { version, vendor_id, device_id, revision, guest_locality_4 }))
+            }
+            Interface::Crb => Registers::Crb(Crb::new(crb, pages())),
+            Interface::CrbDoorbell => Registers::CrbDoorbell(CrbDoorbell::new(crb, pages())),
+        }
+    }
+}
