@@ -93,8 +93,8 @@ impl TpmDevice {
     /// Shows the guest what the engine has finished.
     fn take_over(&mut self) {
         self.registers.set_establishment(self.engine.established());
-        if let Some(response) = self.engine.take_response() {
-            self.registers.complete(response);
+        let taken = self.engine.take_response(|response| self.registers.complete(response));
+        if taken.is_some() {
             self.hold.end();
         }
     }

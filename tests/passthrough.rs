@@ -156,8 +156,8 @@ impl Tpm {
 
     fn response(&mut self) -> Vec<u8> {
         loop {
-            if let Some(response) = self.engine.take_response() {
-                return response.to_vec();
+            if let Some(response) = self.engine.take_response(<[u8]>::to_vec) {
+                return response;
             }
             self.turn();
         }

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 use super::{Backend, BackendError, Done};
-use crate::tpm::Locality;
+use crate::tpm::{BUFFER_SIZE, Locality};
 
 /// How long a killed process may take to be gone.
 const END_LIMIT: Duration = Duration::from_secs(30);
@@ -44,14 +45,14 @@ pub struct Synchronous<'a, B: Backend> {
     patience: Patience<'a>,
     /// What becomes readable when the backend has something to say.
     descriptor: Option<OwnedFd>,
-    response: Vec<u8>,
+    response: Zeroizing<Vec<u8>>,
 }
 
 impl<'a, B: Backend> Synchronous<'a, B> {
     /// A TPM that is off.
     #[must_use]
     pub fn new(backend: B, patience: Patience<'a>) -> Self {
-        Self { backend, patience, descriptor: None, response: Vec::new() }
+        Self { backend, patience, descriptor: None, response: Vec::with_capacity(BUFFER_SIZE).into() }
     }
 
     /// `_TPM_Init`: brings the TPM up, or resets it.

@@ -244,6 +244,8 @@ impl<T: Task> Backend for WorkerBackend<T> {
 
     fn kill(&mut self) {
         self.initialize_waits = false;
+        // What did not fit the protocol may have been a response all the same.
+        self.buffer.as_mut_slice().zeroize();
         let Some(mut worker) = self.worker.take() else { return };
         worker.process.kill();
         if worker.process.end().is_none() {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::backend::{Backend, BackendError, Done};
 use crate::platform::{Platform, Step};
@@ -55,8 +55,10 @@ pub struct Engine {
     /// When the operation under way has taken too long.
     deadline: Option<Instant>,
     guest: Guest,
-    command: Vec<u8>,
-    response: Vec<u8>,
+    /// Empty, unless a command waits.
+    command: Zeroizing<Vec<u8>>,
+    /// Empty, unless the guest has not taken it yet.
+    response: Zeroizing<Vec<u8>>,
     reset_established: Option<Locality>,
     established: bool,
     /// No guest's command has run since `_TPM_Init`, so that another one would change nothing.
@@ -124,8 +126,8 @@ impl Engine {
             goal: Goal::Serve,
             deadline: None,
             guest: Guest::Nothing,
-            command: Vec::with_capacity(BUFFER_SIZE),
-            response: Vec::with_capacity(BUFFER_SIZE),
+            command: Vec::with_capacity(BUFFER_SIZE).into(),
+            response: Vec::with_capacity(BUFFER_SIZE).into(),
             reset_established: None,
             established: false,
             pristine: false,
@@ -168,7 +170,7 @@ impl Engine {
             log::error!("a command came while another runs; it is not run");
             return;
         }
-        self.command.clear();
+        self.command.zeroize();
         self.command.extend_from_slice(command);
         self.guest = Guest::Waiting(locality);
         self.advance(now);
@@ -205,6 +207,9 @@ impl Engine {
                 Ok(Some(done)) => self.finish(Ok(done), now),
                 Err(error) => self.finish(Err(error), now),
             }
+            if self.guest != Guest::Answered {
+                self.response.zeroize();
+            }
         }
         let too_late = self.deadline.is_some_and(|deadline| deadline <= now);
         if matches!(self.phase, Phase::Ending) {
@@ -218,13 +223,15 @@ impl Engine {
         }
     }
 
-    /// The response to the guest's command, once.
-    pub fn take_response(&mut self) -> Option<&[u8]> {
+    /// Gives the response to the guest's command to `take`, if there is one: once, then it is wiped.
+    pub fn take_response<T>(&mut self, take: impl FnOnce(&[u8]) -> T) -> Option<T> {
         if self.guest != Guest::Answered {
             return None;
         }
         self.guest = Guest::Nothing;
-        Some(&self.response)
+        let taken = take(&self.response);
+        self.response.zeroize();
+        Some(taken)
     }
 
     /// The TPM's `tpmEstablished` flag, as last known.
@@ -445,13 +452,16 @@ impl Engine {
     }
 
     fn answer_with(&mut self, fault: Fault) {
-        self.response.clear();
+        self.command.zeroize();
+        self.response.zeroize();
         self.response.extend_from_slice(&fault_response(self.platform.version(), fault));
         self.guest = Guest::Answered;
     }
 
     fn forget_guest(&mut self) {
         self.guest = Guest::Nothing;
+        self.command.zeroize();
+        self.response.zeroize();
         self.reset_established = None;
     }
 

@@ -66,6 +66,10 @@ impl Bench {
         self.outcome(Err(BackendError::Gone("played".to_owned())), &[]);
     }
 
+    fn take_response(&mut self) -> Option<Vec<u8>> {
+        self.engine.take_response(<[u8]>::to_vec)
+    }
+
     fn pass(&mut self, time: Duration) {
         self.now += time;
         self.engine.poll(self.now);
@@ -104,7 +108,7 @@ fn a_tpm_whose_hierarchy_cannot_be_closed_is_not_given_to_the_guest() {
     bench.response(&OK);
     bench.response(&[0x80, 1, 0, 0, 0, 10, 0, 0, 1, 1]);
     bench.execute();
-    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+    assert_eq!(bench.take_response(), Some(failure()));
     assert!(bench.engine.start_failure().is_some_and(|reason| reason.contains("0x101")));
 }
 
@@ -112,8 +116,8 @@ fn a_tpm_whose_hierarchy_cannot_be_closed_is_not_given_to_the_guest() {
 fn a_response_is_given_once() {
     let mut bench = Bench::running();
     bench.response(&OK);
-    assert_eq!(bench.engine.take_response(), Some(&OK[..]));
-    assert_eq!(bench.engine.take_response(), None);
+    assert_eq!(bench.take_response(), Some(OK.to_vec()));
+    assert_eq!(bench.take_response(), None);
 }
 
 #[test]
@@ -121,7 +125,7 @@ fn a_response_that_is_not_whole_becomes_a_failure() {
     for bad in [&OK[..9], &[&OK[..], &[0]].concat()] {
         let mut bench = Bench::running();
         bench.response(bad);
-        assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+        assert_eq!(bench.take_response(), Some(failure()));
     }
 }
 
@@ -163,7 +167,7 @@ fn a_reset_cancels_a_running_command_and_nobody_sees_its_response() {
     bench.reset();
     assert_eq!(bench.backend.calls(), [Call::Cancel]);
     bench.response(&OK);
-    assert_eq!(bench.engine.take_response(), None);
+    assert_eq!(bench.take_response(), None);
     assert_eq!(bench.backend.calls(), [Call::Execute(0, CLEAR.to_vec())]);
 }
 
@@ -175,7 +179,7 @@ fn a_command_sent_during_a_reset_runs_on_the_fresh_tpm() {
     bench.response(&OK);
     bench.response(&OK);
     assert_eq!(bench.backend.calls(), [Call::Cancel, Call::Execute(0, CLEAR.to_vec()), Call::Initialize]);
-    assert_eq!(bench.engine.take_response(), None);
+    assert_eq!(bench.take_response(), None);
     bench.control();
     assert_eq!(bench.backend.calls(), [guest_command()]);
 }
@@ -196,9 +200,9 @@ fn a_command_that_ignores_its_cancellation_becomes_a_failure() {
     let mut bench = Bench::running();
     bench.engine.cancel(bench.now);
     bench.pass(CANCEL_LIMIT.saturating_sub(Duration::from_millis(1)));
-    assert_eq!(bench.engine.take_response(), None);
+    assert_eq!(bench.take_response(), None);
     bench.pass(Duration::from_millis(1));
-    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+    assert_eq!(bench.take_response(), Some(failure()));
     assert_eq!(bench.backend.calls(), [Call::Cancel, Call::Kill]);
 }
 
@@ -208,9 +212,9 @@ fn a_tpm_that_cannot_cancel_is_waited_for_except_by_a_reset() {
     bench.backend.0.borrow_mut().disobeys = true;
     bench.engine.cancel(bench.now);
     bench.pass(CANCEL_LIMIT * 2);
-    assert_eq!(bench.engine.take_response(), None);
+    assert_eq!(bench.take_response(), None);
     bench.response(&OK);
-    assert_eq!(bench.engine.take_response(), Some(&OK[..]));
+    assert_eq!(bench.take_response(), Some(OK.to_vec()));
     bench.execute();
     bench.reset();
     bench.pass(ABORT_LIMIT);
@@ -224,7 +228,7 @@ fn a_second_cancellation_gives_no_more_time() {
     bench.pass(CANCEL_LIMIT / 2);
     bench.engine.cancel(bench.now);
     bench.pass(CANCEL_LIMIT / 2);
-    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+    assert_eq!(bench.take_response(), Some(failure()));
 }
 
 #[test]
@@ -233,7 +237,7 @@ fn a_command_that_waits_is_cancelled_at_once() {
     bench.reset();
     bench.execute();
     bench.engine.cancel(bench.now);
-    assert_eq!(bench.engine.take_response(), Some(&fault_response(TpmVersion::V2_0, Fault::Canceled)[..]));
+    assert_eq!(bench.take_response(), Some(fault_response(TpmVersion::V2_0, Fault::Canceled).to_vec()));
     bench.control();
     assert_eq!(bench.backend.calls(), [Call::Initialize]);
 }
@@ -242,16 +246,16 @@ fn a_command_that_waits_is_cancelled_at_once() {
 fn the_death_of_the_tpm_is_failure_mode_until_the_next_reset() {
     let mut bench = Bench::running();
     bench.gone();
-    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+    assert_eq!(bench.take_response(), Some(failure()));
     bench.execute();
-    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+    assert_eq!(bench.take_response(), Some(failure()));
     assert_eq!(bench.backend.calls(), []);
     assert_eq!(bench.engine.start_failure(), None, "a failure after the first start is the guest's to see");
     bench.reset();
     bench.control();
     bench.execute();
     bench.response(&OK);
-    assert_eq!(bench.engine.take_response(), Some(&OK[..]));
+    assert_eq!(bench.take_response(), Some(OK.to_vec()));
 }
 
 #[test]
@@ -275,10 +279,10 @@ fn a_backend_that_cannot_even_begin_is_failure_mode() {
     let mut bench = Bench::up();
     bench.backend.0.borrow_mut().gone = true;
     bench.execute();
-    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+    assert_eq!(bench.take_response(), Some(failure()));
     bench.reset();
     bench.execute();
-    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+    assert_eq!(bench.take_response(), Some(failure()));
 }
 
 #[test]
@@ -287,7 +291,7 @@ fn an_answer_that_nobody_asked_for_ends_the_backend() {
     bench.response(&OK);
     assert_eq!(bench.backend.calls(), [Call::Kill]);
     bench.execute();
-    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+    assert_eq!(bench.take_response(), Some(failure()));
 }
 
 #[test]
@@ -348,7 +352,7 @@ fn a_backend_that_talks_by_itself_is_ended_and_not_listened_to() {
     bench.engine.poll(bench.now);
     assert!(bench.backend.calls().iter().all(|call| *call == Call::Kill));
     bench.execute();
-    assert_eq!(bench.engine.take_response(), Some(&failure()[..]));
+    assert_eq!(bench.take_response(), Some(failure()));
 }
 
 #[test]
@@ -359,8 +363,33 @@ fn the_establishment_is_reset_when_the_tpm_has_time() {
     assert_eq!(bench.backend.calls(), []);
     bench.response(&OK);
     assert_eq!(bench.backend.calls(), [Call::ResetEstablished(3)]);
-    assert_eq!(bench.engine.take_response(), Some(&OK[..]));
+    assert_eq!(bench.take_response(), Some(OK.to_vec()));
     bench.execute();
     bench.outcome(Err(BackendError::Refused("not from there".to_owned())), &[]);
     assert_eq!(bench.backend.calls(), [guest_command()]);
+}
+
+#[test]
+fn commands_and_responses_are_kept_no_longer_than_somebody_waits_for_them() {
+    let nothing_kept = |bench: &Bench| bench.engine.command.is_empty() && bench.engine.response.is_empty();
+    let mut bench = Bench::running();
+    assert!(nothing_kept(&bench), "the backend has it");
+    bench.response(&OK);
+    assert!(!nothing_kept(&bench));
+    assert_eq!(bench.take_response(), Some(OK.to_vec()));
+    assert!(nothing_kept(&bench), "it is answered");
+
+    bench.execute();
+    bench.response(&OK);
+    bench.reset();
+    assert!(nothing_kept(&bench), "nobody has read it before the reset");
+
+    let mut bench = Bench::running();
+    bench.reset();
+    bench.response(&OK);
+    assert!(nothing_kept(&bench), "it came after the reset");
+    bench.execute();
+    assert!(!nothing_kept(&bench));
+    bench.engine.stop(bench.now);
+    assert!(nothing_kept(&bench), "it waited for the reset to end");
 }

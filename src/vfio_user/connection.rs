@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
 use thiserror::Error;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::closer::Closer;
 use super::descriptors::{self, ControlBuffer, MAX_MESSAGE_DESCRIPTORS};
@@ -69,7 +70,8 @@ pub(super) struct Connection {
     socket: UnixStream,
     expecting: Expecting,
     header: [u8; HEADER_SIZE],
-    body: Vec<u8>,
+    /// Empty but for the message in hand: what a guest writes may be secret.
+    body: Zeroizing<Vec<u8>>,
     oversized: bool,
     rights: Rights,
     #[cfg(test)]
@@ -82,7 +84,7 @@ impl Connection {
             socket,
             expecting: Expecting::Header { filled: 0 },
             header: [0; HEADER_SIZE],
-            body: Vec::new(),
+            body: Zeroizing::default(),
             oversized: false,
             rights: Rights {
                 control: ControlBuffer::default(),
@@ -133,9 +135,9 @@ impl Connection {
         }
     }
 
-    /// Closes the descriptors of the message that nobody has taken.
+    /// Forgets the message that was handed out, and closes those of its descriptors that nobody has taken.
     pub(super) fn let_go(&mut self) {
-        self.rights.close();
+        self.forget_message();
     }
 
     /// Ends the connection.
@@ -218,6 +220,8 @@ impl Connection {
         self.rights.close();
         self.rights.lost = false;
         self.oversized = false;
+        // As a slice: beyond its length there is nothing.
+        self.body.as_mut_slice().zeroize();
         self.body.clear();
         self.body.shrink_to(STEP);
     }

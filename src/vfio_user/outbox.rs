@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use zerocopy::IntoBytes;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::wire::{HEADER_SIZE, Header};
 
@@ -17,7 +18,8 @@ const KEPT_CAPACITY: usize = 64 << 10;
 /// holds at most the reply to one message and those that were held back before.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    bytes: Vec<u8>,
+    /// What a guest reads may be secret: whatever leaves it is wiped.
+    bytes: Zeroizing<Vec<u8>>,
     unsent: VecDeque<Unsent>,
     /// Bytes already sent; the first unsent message may be partly among them.
     sent: usize,
@@ -67,7 +69,7 @@ impl Outbox {
     /// Takes back the message that was added last and has not been flushed since.
     pub(super) fn retract(&mut self) {
         self.unsent.pop_back();
-        self.bytes.truncate(self.unsent.back().map_or(self.sent, |last| last.end));
+        self.truncate(self.unsent.back().map_or(self.sent, |last| last.end));
     }
 
     /// Sends with `send` until all is sent or it would block.
@@ -92,10 +94,15 @@ impl Outbox {
                 self.unsent.pop_front();
             }
         }
-        self.bytes.clear();
+        self.truncate(0);
         self.bytes.shrink_to(KEPT_CAPACITY);
         self.sent = 0;
         Ok(())
+    }
+
+    fn truncate(&mut self, length: usize) {
+        self.bytes.get_mut(length..).unwrap_or_default().zeroize();
+        self.bytes.truncate(length);
     }
 }
 

@@ -12,6 +12,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use nix::unistd::{read, write};
+use zeroize::Zeroizing;
 
 use super::frame::DeviceProperties;
 use super::process::HeldTpm;
@@ -193,10 +194,11 @@ fn transact(device: BorrowedFd<'_>, command: &[u8], response: &mut Vec<u8>) -> R
 
 /// Throws away responses that nobody has read. Does not wait for any.
 fn drain(device: BorrowedFd<'_>) {
-    let mut old = [0; BUFFER_SIZE];
+    // Of others, and perhaps secret.
+    let mut old = Zeroizing::new([0; BUFFER_SIZE]);
     for _ in 0..MAX_OLD_RESPONSES {
         let mut ready = [PollFd::new(device, PollFlags::POLLIN)];
-        if poll(&mut ready, PollTimeout::ZERO) != Ok(1) || !matches!(read(device, &mut old), Ok(1..)) {
+        if poll(&mut ready, PollTimeout::ZERO) != Ok(1) || !matches!(read(device, old.as_mut_slice()), Ok(1..)) {
             return;
         }
     }

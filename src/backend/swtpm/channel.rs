@@ -6,16 +6,20 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair};
+use zeroize::Zeroizing;
 
 use crate::backend::unaccompanied::refuse_descriptors;
+
+/// Bytes that are received at once: a whole response.
+const STEP: usize = 4096;
 
 /// A connected socket and what has arrived on it.
 pub(super) struct Channel {
     /// Which of the two, for messages.
     pub(super) name: &'static str,
     socket: OwnedFd,
-    /// What has arrived and nobody has taken.
-    pub(super) inbox: Vec<u8>,
+    /// What has arrived and nobody has taken. It may be secret; so a response fits in without being moved.
+    pub(super) inbox: Zeroizing<Vec<u8>>,
     /// The other side has closed it; nothing comes after the inbox.
     pub(super) is_closed: bool,
     /// Something has ever arrived.
@@ -27,7 +31,7 @@ impl Channel {
     pub(super) fn new(name: &'static str, socket: OwnedFd) -> nix::Result<Self> {
         fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         refuse_descriptors(&socket)?;
-        Ok(Self { name, socket, inbox: Vec::new(), is_closed: false, has_spoken: false })
+        Ok(Self { name, socket, inbox: Vec::with_capacity(2 * STEP).into(), is_closed: false, has_spoken: false })
     }
 
     /// A channel and the socket for its other side.
@@ -60,9 +64,9 @@ impl Channel {
     /// `limit` is the most that may be in the inbox, in bytes. Descriptors that the other side sends along never get
     /// into this process: there is no room for them to arrive in.
     pub(super) fn fill(&mut self, limit: usize) -> Result<(), String> {
-        let mut buffer = [0; 4096];
+        let mut buffer = Zeroizing::new([0; STEP]);
         while !self.is_closed {
-            match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            match recv(self.socket.as_raw_fd(), buffer.as_mut_slice(), MsgFlags::empty()) {
                 Ok(0) | Err(Errno::ECONNRESET) => self.is_closed = true,
                 Ok(length) => {
                     self.has_spoken = true;

@@ -18,6 +18,8 @@ mod specification;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use zeroize::{Zeroize, Zeroizing};
+
 use super::{Backend, BackendError, Done};
 use crate::launch::Process;
 use crate::tpm::{BUFFER_SIZE, HEADER_SIZE, Header, Locality, TpmVersion};
@@ -87,7 +89,8 @@ pub struct Swtpm {
     requests: VecDeque<Request<'static>>,
     /// What comes when all of it has been answered.
     then: Then,
-    command: Vec<u8>,
+    /// Empty, unless a command is to be sent yet.
+    command: Zeroizing<Vec<u8>>,
     established: bool,
     /// What there is to say about this swtpm has been logged.
     known: bool,
@@ -146,7 +149,7 @@ impl Swtpm {
             doing: Doing::Nothing,
             requests: VecDeque::new(),
             then: Then::Report,
-            command: Vec::with_capacity(BUFFER_SIZE),
+            command: Vec::with_capacity(BUFFER_SIZE).into(),
             established: false,
             known: false,
             new_descriptors: Vec::new(),
@@ -186,10 +189,12 @@ impl Swtpm {
         }
         match self.then {
             Then::Execute => {
-                peer.data.send(&self.command, None).map_err(BackendError::Gone)?;
+                let sent = peer.data.send(&self.command, None);
                 if Header::parse(&self.command).is_some_and(|header| header.code == SET_LOCALITY_COMMAND) {
                     peer.locality = None;
                 }
+                self.command.zeroize();
+                sent.map_err(BackendError::Gone)?;
                 self.doing = Doing::Executing;
                 Ok(None)
             }
@@ -242,7 +247,8 @@ impl Swtpm {
             }
             (Doing::Executing, _) if is_whole_response(&peer.data.inbox)? => {
                 response.clear();
-                response.append(&mut peer.data.inbox);
+                response.extend_from_slice(&peer.data.inbox);
+                peer.data.inbox.zeroize();
                 self.doing = Doing::Nothing;
                 return Ok(Some(Done::Response));
             }
@@ -267,6 +273,7 @@ impl Swtpm {
         match (request, reply) {
             (Request::SetLocality(_), Reply::Refused(ResultCode::BAD_LOCALITY)) => {
                 // swtpm was started to reject it; then its TPM would have answered so.
+                self.command.zeroize();
                 response.clear();
                 response.extend_from_slice(&locality_error(self.config.version));
                 self.doing = Doing::Nothing;
@@ -319,6 +326,7 @@ impl Swtpm {
         let is_usable = self.peer.as_ref().is_some_and(|peer| peer.is_ready);
         if is_usable && matches!(error, BackendError::Refused(_)) {
             self.doing = Doing::Nothing;
+            self.command.zeroize();
         } else {
             self.kill();
         }
@@ -367,7 +375,7 @@ impl Backend for Swtpm {
         if Header::of_whole(command).is_none() || command.len() > BUFFER_SIZE {
             return Err(BackendError::Refused("a command whose size field is not its size".to_owned()));
         }
-        self.command.clear();
+        self.command.zeroize();
         self.command.extend_from_slice(command);
         let is_set = self.peer.as_ref().is_some_and(|peer| peer.locality == Some(locality));
         self.begin((!is_set).then_some(Request::SetLocality(locality)), Then::Execute)
@@ -408,6 +416,7 @@ impl Backend for Swtpm {
 
     fn kill(&mut self) {
         self.doing = Doing::Nothing;
+        self.command.zeroize();
         if let Some(dying) = &mut self.dying {
             dying.kill();
         }

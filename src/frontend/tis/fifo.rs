@@ -9,6 +9,8 @@
 
 mod state;
 
+use zeroize::{Zeroize, Zeroizing};
+
 use crate::frontend::Effect;
 use crate::tpm::{BUFFER_SIZE, Fault, HEADER_SIZE, Header, Locality, TpmVersion, fault_response};
 
@@ -45,20 +47,20 @@ pub(super) struct Fifo {
     version: TpmVersion,
     state: State,
     /// The command's bytes in Reception and Execution, the response's in Completion, else empty; never over
-    /// [`BUFFER_SIZE`].
-    buffer: Vec<u8>,
+    /// [`BUFFER_SIZE`]. What was in it and is not any more is wiped.
+    buffer: Zeroizing<Vec<u8>>,
 }
 
 impl Fifo {
     /// An idle TPM of this version.
     pub(super) fn new(version: TpmVersion) -> Self {
-        Self { version, state: State::Idle, buffer: Vec::with_capacity(BUFFER_SIZE) }
+        Self { version, state: State::Idle, buffer: Vec::with_capacity(BUFFER_SIZE).into() }
     }
 
     /// Power-on. A command that the backend still runs is forgotten.
     pub(super) fn reset(&mut self) {
         self.state = State::Idle;
-        self.buffer.clear();
+        self.wipe();
     }
 
     /// Whether the backend runs a command, wanted or not.
@@ -183,14 +185,21 @@ impl Fifo {
     }
 
     fn respond(&mut self, response: &[u8]) {
-        self.buffer.clear();
+        self.wipe();
         self.buffer.extend_from_slice(response);
         self.state = State::Completion { offset: 0 };
     }
 
+    /// Empties the buffer: authorization values and secrets may have been in it.
+    fn wipe(&mut self) {
+        // As a slice: beyond its length there is nothing.
+        self.buffer.as_mut_slice().zeroize();
+        self.buffer.clear();
+    }
+
     fn stop(&mut self, then_ready: bool) -> Option<Effect> {
         let cancel = (self.state == State::Execution).then_some(Effect::Cancel);
-        self.buffer.clear();
+        self.wipe();
         self.state = match self.state {
             State::Execution | State::Stopping { .. } => State::Stopping { then_ready },
             _ if then_ready => State::Ready,

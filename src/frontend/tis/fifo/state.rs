@@ -104,9 +104,9 @@ impl Fifo {
         match *state {
             State::Idle => CommandState::Idle,
             State::Ready => CommandState::Ready,
-            State::Reception { missing } => CommandState::Reception { received: buffer.clone(), missing },
-            State::Execution => CommandState::Execution { command: buffer.clone() },
-            State::Completion { offset } => CommandState::Completion { response: buffer.clone(), offset },
+            State::Reception { missing } => CommandState::Reception { received: buffer.to_vec(), missing },
+            State::Execution => CommandState::Execution { command: buffer.to_vec() },
+            State::Completion { offset } => CommandState::Completion { response: buffer.to_vec(), offset },
             State::Stopping { then_ready } => CommandState::Stopping { then_ready },
         }
     }
