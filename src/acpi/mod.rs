@@ -67,6 +67,16 @@ impl Interface {
         }
     }
 
+    /// What suits most guests of a TPM of `version`: the quickest that has localities and that all of the TCG's
+    /// specifications know.
+    #[must_use]
+    pub const fn default_for(version: TpmVersion) -> Self {
+        match version {
+            TpmVersion::V1_2 => Self::Tis,
+            TpmVersion::V2_0 => Self::Crb,
+        }
+    }
+
     /// Whether a TPM of `version` can have it.
     #[must_use]
     pub const fn is_for(self, version: TpmVersion) -> bool {

@@ -18,8 +18,9 @@ pub(super) struct DeviceArgs {
     pub(super) tpm_version: Option<TpmVersion>,
 
     /// Registers that the guest sees: tis; for TPM 2.0 also crb, or crb-doorbell (a CRB with ACPI start)
-    #[arg(long, default_value = "tis")]
-    interface: Interface,
+    /// [default: crb; for TPM 1.2, tis]
+    #[arg(long)]
+    interface: Option<Interface>,
 
     /// Machine type that the description is for: q35 or pc
     #[arg(long, default_value = "q35")]
@@ -46,7 +47,8 @@ impl DeviceArgs {
         let PciId { vendor, device } = self.pci_id;
         let consent = self.force_behind_bridge.clone().map(|bridge_id| BehindBridge { bridge_id });
         let placement = Placement::new(self.machine, self.pci_address, consent)?;
-        Ok(TpmDevice::new(placement, device::identity(vendor, device), self.interface, version)?)
+        let interface = self.interface.unwrap_or(Interface::default_for(version));
+        Ok(TpmDevice::new(placement, device::identity(vendor, device), interface, version)?)
     }
 }
 

@@ -283,6 +283,7 @@ mod tests {
 
     use super::super::Cli;
     use super::*;
+    use crate::acpi::Interface;
     use crate::description::Source;
     use crate::frontend::Registers;
     use crate::tpm::TpmVersion;
@@ -293,13 +294,20 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_a_tis_tpm_2_0_that_we_start_up() {
+    fn the_defaults_are_a_crb_tpm_2_0_that_we_start_up() {
         let config = config(&["--socket-path=/run/tpm.sock"]).unwrap();
         assert_eq!(config.endpoint, Endpoint::Path("/run/tpm.sock".into()));
         assert_eq!(config.startup, StartupPolicy::Clear);
         assert_eq!(config.device.identity(), crate::device::identity(0x7666, 0x5450));
+        assert_eq!(config.device.interface(), Interface::Crb);
         assert!(config.description.is_none() && config.backend.source() == Source::Ephemeral);
         assert!(!config.reset_on_connect && !config.registers.guest_locality_4);
+    }
+
+    #[test]
+    fn a_tpm_1_2_has_tis_without_being_asked() {
+        let config = config(&["--socket-path=/s", "--tpm-version=1.2"]).unwrap();
+        assert_eq!(config.device.interface(), Interface::Tis);
     }
 
     #[test]
@@ -313,8 +321,8 @@ mod tests {
 
     #[test]
     fn registers_and_tables_carry_the_same_ids() {
-        let config = config(&["--socket-path=/s", "--pci-id=1b36:0042"]).unwrap();
-        let Registers::Tis(mut tis) = config.registers.registers(&config.device) else { panic!("the default is TIS") };
+        let config = config(&["--socket-path=/s", "--pci-id=1b36:0042", "--interface=tis"]).unwrap();
+        let Registers::Tis(mut tis) = config.registers.registers(&config.device) else { panic!("TIS was asked for") };
         let mut ids = [0; 4];
         tis.read(0xf00, &mut ids);
         assert_eq!(ids, [0x36, 0x1b, 0x42, 0]);

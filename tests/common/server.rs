@@ -63,7 +63,7 @@ impl Server {
         // The shell turns its standard input into descriptor 3 and then becomes the program.
         let script = r#"exec "$0" "$@" 3<&0 </dev/null"#;
         let program = Path::new("/bin/sh");
-        let args = ["-c", script, PROGRAM, "--fd=3"];
+        let args = ["-c", script, PROGRAM, "--fd=3", "--interface=tis"];
         let process = Process::start_with_input(program, args, dir.path().join("log"), connection.into());
         Self { process, dir }
     }
@@ -73,7 +73,7 @@ impl Server {
     pub(crate) fn with_inherited(other: OwnedFd) -> Self {
         let dir = folder();
         let socket = format!("--socket-path={}", dir.path().join("socket").display());
-        let args = ["-c", r#"exec "$0" "$@" 3<&0 </dev/null"#, PROGRAM, &socket];
+        let args = ["-c", r#"exec "$0" "$@" 3<&0 </dev/null"#, PROGRAM, &socket, "--interface=tis"];
         let process = Process::start_with_input(Path::new("/bin/sh"), args, dir.path().join("log"), other.into());
         Self { process, dir }.listening()
     }
@@ -112,7 +112,11 @@ impl Server {
         };
         let own = [in_dir("--socket-path=", "socket"), in_dir("--description=", "description")];
         let (program, before) = command.split_first().expect("a command");
-        let args = before.iter().chain(&own).chain(args);
+        // Most tests drive the registers of TIS; the others name their interface.
+        let tis = OsString::from("--interface=tis");
+        let named = args.iter().any(|arg| arg.to_string_lossy().starts_with("--interface"));
+        let interface = (!named).then_some(&tis);
+        let args = before.iter().chain(&own).chain(interface).chain(args);
         let process = Process::start(Path::new(program), args, dir.path().join("log"));
         Self { process, dir }
     }
