@@ -220,8 +220,14 @@ impl Swtpm {
     /// Takes what has come from swtpm, and goes on with it.
     fn converse(&mut self, response: &mut Vec<u8>) -> Result<Option<Done>, BackendError> {
         let Some(peer) = &mut self.peer else { return Ok(None) };
-        peer.control.fill(MAX_REPLY).map_err(BackendError::Gone)?;
-        peer.data.fill(BUFFER_SIZE).map_err(BackendError::Gone)?;
+        let mut channels = [(&mut peer.data, BUFFER_SIZE), (&mut peer.control, MAX_REPLY)];
+        // The one that is asked comes last: so its answer is there if the other is found to be closed after it.
+        if self.doing == Doing::Executing {
+            channels.reverse();
+        }
+        for (channel, limit) in channels {
+            channel.fill(limit).map_err(BackendError::Gone)?;
+        }
         for (channel, is_asked) in
             [(&peer.control, self.doing == Doing::Asking), (&peer.data, self.doing == Doing::Executing)]
         {
