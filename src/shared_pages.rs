@@ -21,6 +21,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{FileOffset, VolatileMemory, VolatileSlice};
+use zeroize::Zeroizing;
 
 use crate::bar_map;
 use crate::frontend::Memory;
@@ -66,7 +67,7 @@ impl SharedPages {
         let Pages::Shared(_) = self.0 else { return };
         let mut new = Self::new();
         for window in [bar_map::CONTROL_AREA, bar_map::COMMAND_BUFFER] {
-            let mut page = vec![0; window.length as usize];
+            let mut page = Zeroizing::new(vec![0; window.length as usize]);
             self.read(window.offset, &mut page);
             new.write(window.offset, &page);
         }
