@@ -13,11 +13,14 @@ use super::setups::swtpm_program;
 pub(crate) fn facts() -> Vec<(&'static str, String)> {
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let about = std::fs::read_to_string(kit().join("about")).unwrap_or_default();
+    // Without what a distributor adds.
+    let release = read("/proc/sys/kernel/osrelease");
+    let release = release.trim().split('-').next().unwrap_or_default();
     // QEMU and kernel.
     let guest: Vec<&str> = about.lines().take(2).collect();
     vec![
         ("CPU", format!("{}, {cpus} of it", cpu_model(&read("/proc/cpuinfo")).unwrap_or("unknown"))),
-        ("Host", format!("Linux {}", read("/proc/sys/kernel/osrelease").trim())),
+        ("Host", format!("Linux {release}")),
         ("Load average before", read("/proc/loadavg").split(' ').next().unwrap_or("unknown").to_owned()),
         ("Guest", guest.join(", ")),
         ("swtpm", first_line(swtpm_program(), &["--version"])),

@@ -23,101 +23,131 @@ const COLOURS: [&str; 8] = ["#bbbbbb", "#666666", "#e69f00", "#d55e00", "#56b4e9
 
 const BAR: f64 = 16.0;
 const GROUP_GAP: f64 = 22.0;
+/// What the name of a group takes.
+const GROUP_LABEL: f64 = 70.0;
+/// Height of the axis.
 const HEIGHT: f64 = 320.0;
 const LEFT: f64 = 70.0;
 const RIGHT: f64 = 20.0;
-/// Room above the highest bar for its value.
-const ABOVE: f64 = 44.0;
 const TITLE: f64 = 34.0;
 const LEGEND_LINE: f64 = 20.0;
 const LEGEND_COLUMN: f64 = 270.0;
+/// Room above the highest bar for its value.
+const ABOVE: f64 = 44.0;
+/// Room below the axis.
 const LABELS: f64 = 50.0;
-/// Narrower, the title and the legend would not fit.
-const MIN_WIDTH: f64 = 640.0;
-
-impl Series {
-    /// Its bars, each with the number of its group.
-    fn drawn(&self) -> impl Iterator<Item = (usize, &f64)> {
-        self.values.iter().enumerate().filter(|(_, value)| **value > 0.0)
-    }
-}
 
 impl Plot {
     pub(crate) fn svg(&self) -> String {
-        let bars_width = BAR * count(self.series.len());
-        let group_width = bars_width.max(70.0) + GROUP_GAP;
-        let width = (LEFT + group_width * count(self.groups.len()) + RIGHT).max(MIN_WIDTH);
-        let legend_columns = ((width - LEFT) / LEGEND_COLUMN).floor().max(1.0);
-        let legend_lines = (count(self.series.len()) / legend_columns).ceil();
-        let top = TITLE + legend_lines * LEGEND_LINE + ABOVE;
-        let bottom = top + HEIGHT;
-        let all = bottom + LABELS;
-
-        let values = || self.series.iter().flat_map(|series| &series.values).copied().filter(|value| *value > 0.0);
-        let ticks = ticks(values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
-        let (lowest, highest) = (ticks[0], ticks[ticks.len() - 1]);
-        let y = |value: f64| bottom - (value / lowest).log10() / (highest / lowest).log10() * HEIGHT;
-
+        let layout = Layout::of(self);
+        let Layout { width, height, .. } = layout;
         let mut svg = format!(
-            r#"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{all}" viewBox="0 0 {width} {all}" font-family="sans-serif" font-size="12">
-<rect width="{width}" height="{all}" fill="white"/>
+            r#"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">
+<rect width="{width}" height="{height}" fill="white"/>
 "#
         );
-        let mut text = |x: f64, y: f64, attributes: &str, text: &str| {
-            let text = text.replace('&', "&amp;").replace('<', "&lt;");
-            let _ = writeln!(svg, r#"<text x="{x:.1}" y="{y:.1}" {attributes}>{text}</text>"#);
-        };
-        text(LEFT, 22.0, r#"font-size="15" font-weight="bold""#, &self.title);
-        let axis = format!(r#"text-anchor="middle" transform="rotate(-90 18 {:.1})""#, bottom - HEIGHT / 2.0);
-        text(18.0, bottom - HEIGHT / 2.0, &axis, &self.unit);
-        for tick in &ticks {
-            text(LEFT - 8.0, y(*tick) + 4.0, r#"text-anchor="end""#, &tick.to_string());
-        }
+        text(&mut svg, (LEFT, 22.0), r#"font-size="15" font-weight="bold""#, &self.title);
+        self.draw_axis(&mut svg, &layout);
         for (number, group) in self.groups.iter().enumerate() {
-            let middle = LEFT + group_width * (count(number) + 0.5);
+            let middle = LEFT + layout.group_width * (count(number) + 0.5);
             for (line, part) in group.split(", ").enumerate() {
-                text(middle, bottom + 18.0 + 15.0 * count(line), r#"text-anchor="middle""#, part);
+                let at = (middle, layout.bottom + 18.0 + 15.0 * count(line));
+                text(&mut svg, at, r#"text-anchor="middle""#, part);
             }
         }
-        let place = |number: usize| {
-            let (line, column) = ((count(number) / legend_columns).floor(), count(number) % legend_columns);
-            (LEFT + column * LEGEND_COLUMN, TITLE + line * LEGEND_LINE)
-        };
         for (number, series) in self.series.iter().enumerate() {
-            let (x, y) = place(number);
-            text(x + 18.0, y + 11.0, "", &series.name);
-        }
-        let bar = |group: usize, series: usize| {
-            LEFT + group_width * count(group) + (group_width - bars_width) / 2.0 + BAR * count(series)
-        };
-        for (number, series) in self.series.iter().enumerate() {
-            for (group, value) in series.drawn() {
-                let (x, y) = (bar(group, number) + BAR / 2.0 + 3.5, y(*value) - 4.0);
-                let attributes = format!(r#"font-size="10" transform="rotate(-90 {x:.1} {y:.1})""#);
-                text(x, y, &attributes, &format!("{value:.0}"));
-            }
-        }
-
-        for tick in &ticks {
-            let (y, right) = (y(*tick), width - RIGHT);
-            let _ = writeln!(svg, r#"<path d="M{LEFT} {y:.1}H{right:.1}" stroke="black" stroke-opacity="0.15"/>"#);
-        }
-        for (number, series) in self.series.iter().enumerate() {
-            let colour = COLOURS[number % COLOURS.len()];
-            let (x, y_legend) = place(number);
-            let _ = writeln!(svg, r#"<rect x="{x:.1}" y="{y_legend:.1}" width="12" height="12" fill="{colour}"/>"#);
-            for (group, value) in series.drawn() {
-                let (x, y) = (bar(group, number), y(*value));
-                let (width, height) = (BAR - 1.0, bottom - y);
-                let _ = writeln!(
-                    svg,
-                    r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}" fill="{colour}"/>"#
-                );
-            }
+            series.draw(&mut svg, &layout, number);
         }
         svg.push_str("</svg>\n");
         svg
     }
+
+    fn draw_axis(&self, svg: &mut String, layout: &Layout) {
+        let middle = layout.bottom - HEIGHT / 2.0;
+        let attributes = format!(r#"text-anchor="middle" transform="rotate(-90 18 {middle:.1})""#);
+        text(svg, (18.0, middle), &attributes, &self.unit);
+        for tick in &layout.ticks {
+            let (y, right) = (layout.y(*tick), layout.width - RIGHT);
+            text(svg, (LEFT - 8.0, y + 4.0), r#"text-anchor="end""#, &tick.to_string());
+            let _ = writeln!(svg, r#"<path d="M{LEFT} {y:.1}H{right:.1}" stroke="black" stroke-opacity="0.15"/>"#);
+        }
+    }
+}
+
+impl Series {
+    /// Its bars, each with the number of its group.
+    fn bars(&self) -> impl Iterator<Item = (usize, &f64)> {
+        self.values.iter().enumerate().filter(|(_, value)| **value > 0.0)
+    }
+
+    /// Draws its name and its bars with their values.
+    fn draw(&self, svg: &mut String, layout: &Layout, number: usize) {
+        let colour = COLOURS[number % COLOURS.len()];
+        let rectangle = |svg: &mut String, (x, y): (f64, f64), width: f64, height: f64| {
+            let size = format!(r#"width="{width:.1}" height="{height:.1}""#);
+            let _ = writeln!(svg, r#"<rect x="{x:.1}" y="{y:.1}" {size} fill="{colour}"/>"#);
+        };
+        let (x, y) = layout.legend(number);
+        rectangle(svg, (x, y), 12.0, 12.0);
+        text(svg, (x + 18.0, y + 11.0), "", &self.name);
+        for (group, value) in self.bars() {
+            let (x, y) = (layout.x(group, number), layout.y(*value));
+            rectangle(svg, (x, y), BAR - 1.0, layout.bottom - y);
+            let (x, y) = (x + BAR / 2.0 + 3.5, y - 4.0);
+            let attributes = format!(r#"font-size="10" transform="rotate(-90 {x:.1} {y:.1})""#);
+            text(svg, (x, y), &attributes, &format!("{value:.0}"));
+        }
+    }
+}
+
+/// What lies where.
+struct Layout {
+    width: f64,
+    height: f64,
+    bars_width: f64,
+    group_width: f64,
+    legend_columns: usize,
+    /// Where the bars stand.
+    bottom: f64,
+    /// Values on the axis; at least two.
+    ticks: Vec<f64>,
+}
+
+impl Layout {
+    fn of(plot: &Plot) -> Self {
+        let bars_width = BAR * count(plot.series.len());
+        let group_width = bars_width.max(GROUP_LABEL) + GROUP_GAP;
+        let width = (LEFT + group_width * count(plot.groups.len()) + RIGHT).max(LEFT + 2.0 * LEGEND_COLUMN);
+        let legend_columns = (2..=8).rev().find(|columns| LEFT + count(*columns) * LEGEND_COLUMN <= width).unwrap_or(2);
+        let legend = LEGEND_LINE * count(plot.series.len().div_ceil(legend_columns));
+        let bottom = TITLE + legend + ABOVE + HEIGHT;
+        let values = || plot.series.iter().flat_map(Series::bars).map(|(_, value)| *value);
+        let ticks = ticks(values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
+        Self { width, height: bottom + LABELS, bars_width, group_width, legend_columns, bottom, ticks }
+    }
+
+    /// The left side of a bar.
+    fn x(&self, group: usize, series: usize) -> f64 {
+        let margin = (self.group_width - self.bars_width) / 2.0;
+        LEFT + self.group_width * count(group) + margin + BAR * count(series)
+    }
+
+    /// The height of a value.
+    fn y(&self, value: f64) -> f64 {
+        let (lowest, highest) = (self.ticks[0], self.ticks[self.ticks.len() - 1]);
+        self.bottom - (value / lowest).log10() / (highest / lowest).log10() * HEIGHT
+    }
+
+    /// The place of a series in the legend.
+    fn legend(&self, series: usize) -> (f64, f64) {
+        let (line, column) = (series / self.legend_columns, series % self.legend_columns);
+        (LEFT + count(column) * LEGEND_COLUMN, TITLE + count(line) * LEGEND_LINE)
+    }
+}
+
+fn text(svg: &mut String, (x, y): (f64, f64), attributes: &str, text: &str) {
+    let text = text.replace('&', "&amp;").replace('<', "&lt;");
+    let _ = writeln!(svg, r#"<text x="{x:.1}" y="{y:.1}" {attributes}>{text}</text>"#);
 }
 
 /// The round values that an axis shows: 1, 2 and 5 of each decade, from one that is below `lowest` to one that is not below
