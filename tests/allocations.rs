@@ -16,7 +16,7 @@ use common::tpm_commands::{RC_SUCCESS, code_of, get_random};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
-use vfio_user_tpm::backend::worker::WorkerConfig;
+use vfio_user_tpm::backend::worker::worker_program;
 use vfio_user_tpm::device::{DEVICE_ID, DeviceOptions, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::{Engine, Wakeup};
 use vfio_user_tpm::frontend::Registers;
@@ -76,8 +76,7 @@ fn serve(listener: Listener) {
     let server = Server::new(listener).unwrap();
     let wakeup = Wakeup { registry: server.registry().unwrap(), token: DEVICE_TOKEN };
     let tpm = EmbeddedTpm { version: TpmVersion::V2_0, state: None };
-    let worker =
-        WorkerConfig { program: PathBuf::from(env!("CARGO_BIN_EXE_vfio-user-tpm")), log_level: log::LevelFilter::Warn };
+    let worker = worker_program(PathBuf::from(env!("CARGO_BIN_EXE_vfio-user-tpm")), log::LevelFilter::Warn);
     let backend = Embedded::new(tpm, worker);
     let platform = Platform::new(TpmVersion::V2_0, StartupPolicy::Clear);
     let engine = Engine::new(Box::new(backend), platform, Some(wakeup));

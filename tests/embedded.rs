@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
-use vfio_user_tpm::backend::worker::WorkerConfig;
+use vfio_user_tpm::backend::worker::worker_program;
 use vfio_user_tpm::state::{Anchor, Key, StateFolder};
 use vfio_user_tpm::tpm::TpmVersion;
 
@@ -26,8 +26,7 @@ fn start_version(version: TpmVersion, state: Option<&Path>) -> EngineTpm {
 
 fn start_in(version: TpmVersion, state: Option<StateFolder>) -> EngineTpm {
     let tpm = EmbeddedTpm { version, state };
-    let worker =
-        WorkerConfig { program: PathBuf::from(env!("CARGO_BIN_EXE_vfio-user-tpm")), log_level: log::LevelFilter::Warn };
+    let worker = worker_program(PathBuf::from(env!("CARGO_BIN_EXE_vfio-user-tpm")), log::LevelFilter::Warn);
     EngineTpm::start(version, Embedded::new(tpm, worker))
 }
 

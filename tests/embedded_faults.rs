@@ -22,7 +22,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{Shutdown, shutdown};
 use tempfile::TempDir;
 use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
-use vfio_user_tpm::backend::worker::WorkerConfig;
+use vfio_user_tpm::backend::worker::worker_program;
 use vfio_user_tpm::device::{DEVICE_ID, DeviceOptions, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::{Engine, Wakeup};
 use vfio_user_tpm::frontend::Registers;
@@ -134,7 +134,7 @@ fn serve(fault: &str) -> (UnixStream, JoinHandle<Result<(), ServerError>>, TempD
 
 fn device(program: PathBuf, wakeup: Wakeup) -> TpmDevice {
     let version = TpmVersion::V2_0;
-    let config = WorkerConfig { program, log_level: LevelFilter::Warn };
+    let config = worker_program(program, LevelFilter::Warn);
     let backend = Embedded::new(EmbeddedTpm { version, state: None }, config);
     let engine = Engine::new(Box::new(backend), Platform::new(version, StartupPolicy::Clear), Some(wakeup));
     let registers =

@@ -17,7 +17,7 @@ use openssl::x509::{X509, X509StoreContext};
 use tempfile::TempDir;
 use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
 use vfio_user_tpm::backend::synchronous::{Patience, Synchronous};
-use vfio_user_tpm::backend::worker::WorkerConfig;
+use vfio_user_tpm::backend::worker::worker_program;
 use vfio_user_tpm::manufacture::template::Template;
 use vfio_user_tpm::manufacture::tpm2;
 use vfio_user_tpm::state::StateFolder;
@@ -73,7 +73,7 @@ struct Tpm(Synchronous<'static, Embedded>);
 impl Tpm {
     fn start(version: TpmVersion, folder: &Path) -> Self {
         let task = EmbeddedTpm { version, state: Some(StateFolder::open(folder).unwrap()) };
-        let worker = WorkerConfig { program: PROGRAM.into(), log_level: log::LevelFilter::Warn };
+        let worker = worker_program(PROGRAM.into(), log::LevelFilter::Warn);
         let mut tpm =
             Self(Synchronous::new(Embedded::new(task, worker), Patience { limit: PATIENCE, interrupt: None }));
         tpm.0.initialize().unwrap();
@@ -270,6 +270,17 @@ fn without_certificates_there_are_keys_and_no_ca_is_needed() {
     assert_eq!(tpm.handles(0x81), Template::ALL.map(Template::handle));
     assert!(tpm.handles(0x01).is_empty());
     assert_eq!(fs::read_dir(shop.0.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn it_is_made_and_renewed_however_its_process_is_confined() {
+    let shop = Shop::open();
+    for (name, flags) in [("landlock", "--sandbox=landlock"), ("none", "--sandbox=none --seccomp=log")] {
+        shop.ok(&format!("init --state-dir {name} --no-certificates {flags}"));
+        shop.ok(&format!("clone --state-dir {name} --new-identity --no-certificates {flags} {name}-clone"));
+    }
+    let refusal = shop.fails("init --state-dir much --no-certificates --sandbox=much");
+    assert!(refusal.contains("landlock"), "{refusal}");
 }
 
 #[test]

@@ -23,11 +23,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use nix::unistd::Pid;
 use vfio_user_tpm::backend::passthrough::{HostTpm, Passthrough, PassthroughTpm, ProbeError};
-use vfio_user_tpm::backend::worker::WorkerConfig;
+use vfio_user_tpm::backend::worker::worker_program;
 use vfio_user_tpm::device::{DEVICE_ID, DeviceOptions, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::{Engine, Wakeup};
 use vfio_user_tpm::frontend::Registers;
 use vfio_user_tpm::frontend::tis::{self, TisConfig};
+use vfio_user_tpm::launch::Program;
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
 use vfio_user_tpm::seqpacket;
 use vfio_user_tpm::tpm::{BUFFER_SIZE, Fault, Locality, TpmVersion, fault_response};
@@ -112,9 +113,9 @@ fn raw(socket: &OwnedFd) -> RawFd {
     socket.as_raw_fd()
 }
 
-fn worker() -> WorkerConfig {
+fn worker() -> Program {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_vfio-user-tpm"));
-    WorkerConfig { program, log_level: log::LevelFilter::Warn }
+    worker_program(program, log::LevelFilter::Warn)
 }
 
 /// The response to `TPM2_GetCapability(TPM_PT_MAX_COMMAND_SIZE)`.

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::stat::Mode;
 use tempfile::TempDir;
-use vfio_user_tpm::backend::worker::{Task, WorkerBackend, WorkerConfig};
+use vfio_user_tpm::backend::worker::{Task, WorkerBackend, worker_program};
 use vfio_user_tpm::backend::{Backend, BackendError, Done};
 use vfio_user_tpm::tpm::{BUFFER_SIZE, Locality};
 use vfio_user_tpm::worker::frame::{MAX_FRAME, Request};
@@ -66,7 +66,7 @@ impl Bench {
         let (program, pipe) = (folder.path().join("worker"), folder.path().join("pipe"));
         fs::write(&program, format!("#!/bin/sh\nexec cat '{}' >&0\n", pipe.display())).expect("a script");
         fs::set_permissions(&program, Permissions::from_mode(0o700)).expect("it can be run");
-        let config = WorkerConfig { program, log_level: LevelFilter::Off };
+        let config = worker_program(program, LevelFilter::Off);
         let mut bench = Self {
             folder,
             backend: WorkerBackend::new(Fuzzed, config),

@@ -38,19 +38,10 @@ pub trait Task {
     fn begins_again(&self) {}
 }
 
-/// How to run workers.
-#[derive(Clone, Debug)]
-pub struct WorkerConfig {
-    /// The program to run as the worker: this one.
-    pub program: PathBuf,
-    /// The worker's log level.
-    pub log_level: log::LevelFilter,
-}
-
-impl Launcher for WorkerConfig {
-    fn launch(&self, stdin: OwnedFd) -> io::Result<Process> {
-        Program::ourselves(self.program.clone(), SUBCOMMAND, self.log_level).launch(stdin)
-    }
+/// This program, at `path`, as a worker. With no more arguments it is confined fully, and holds what it is given.
+#[must_use]
+pub fn worker_program(path: PathBuf, log_level: log::LevelFilter) -> Program {
+    Program::ourselves(path, SUBCOMMAND, log_level)
 }
 
 /// A TPM in a worker process.

@@ -10,15 +10,16 @@ use log::LevelFilter;
 
 use super::key_args::KeyArgs;
 use super::sandbox_args::SandboxArgs;
+use super::worker;
 use crate::backend::Backend;
 use crate::backend::embedded::{Embedded, EmbeddedTpm};
 use crate::backend::passthrough::{self, HostTpm, PROBE_LIMIT, Passthrough};
 use crate::backend::swtpm::{self, Place, Swtpm, SwtpmConfig};
 use crate::description::Source;
-use crate::launch::{Program, Spawner, SpawnerConfig};
+use crate::launch::{Spawner, SpawnerConfig};
 use crate::state::StateFolder;
 use crate::tpm::TpmVersion;
-use crate::worker::{self, Holding};
+use crate::worker::Holding;
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct BackendArgs {
@@ -198,8 +199,7 @@ impl BackendConfig {
     pub(super) fn open(self, version: TpmVersion, server: &Surroundings<'_>) -> anyhow::Result<OpenBackend> {
         let this_program = PathBuf::from("/proc/self/exe");
         let worker = |holding: Holding| {
-            let mut worker = Program::ourselves(this_program.clone(), worker::SUBCOMMAND, server.log_level);
-            worker.arguments.extend(server.sandbox.to_args());
+            let mut worker = worker::program(server.log_level, server.sandbox);
             worker.arguments.push(format!("--holds={holding}").into());
             worker
         };

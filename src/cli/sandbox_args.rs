@@ -9,7 +9,7 @@ use crate::sandbox::{Confinement, Level, NewUser, OnViolation};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct SandboxArgs {
-    /// How far the program confines itself before it hears a client
+    /// How far the program's processes confine themselves
     #[arg(long, value_enum, default_value = "full")]
     sandbox: SandboxLevel,
 

@@ -1,11 +1,15 @@
 //! The hidden subcommand `worker`: the process in which the TPM runs, started by the server.
 
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use clap::Args;
+use log::LevelFilter;
 
 use super::sandbox_args::SandboxArgs;
 use super::{log_level, start_log};
+use crate::backend::worker::worker_program;
+use crate::launch::Program;
 use crate::worker::Holding;
 
 /// Runs the TPM for a server; not for people.
@@ -13,7 +17,7 @@ use crate::worker::Holding;
 pub(super) struct WorkerArgs {
     /// What to log to standard error
     #[arg(long, default_value = "info", value_name = "LEVEL", value_parser = log_level())]
-    log_level: log::LevelFilter,
+    log_level: LevelFilter,
 
     #[command(flatten)]
     sandbox: SandboxArgs,
@@ -21,6 +25,13 @@ pub(super) struct WorkerArgs {
     /// What it may be given to hold, whatever the server says that is confined then
     #[arg(long)]
     holds: Option<Holding>,
+}
+
+/// This program as a worker that confines itself so.
+pub(super) fn program(log_level: LevelFilter, sandbox: &SandboxArgs) -> Program {
+    let mut program = worker_program(PathBuf::from("/proc/self/exe"), log_level);
+    program.arguments.extend(sandbox.to_args());
+    program
 }
 
 pub(super) fn run(args: &WorkerArgs) -> anyhow::Result<()> {

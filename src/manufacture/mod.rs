@@ -27,7 +27,7 @@ use thiserror::Error;
 
 use crate::backend::embedded::{EmbeddedTpm, NewEmbedded, NewEmbeddedTpm};
 use crate::backend::synchronous::{Patience, Synchronous, SynchronousError};
-use crate::backend::worker::WorkerConfig;
+use crate::launch::Program;
 use crate::state::{StateError, StateFolder};
 use crate::tpm::TpmVersion;
 use crate::worker::profile::Profile;
@@ -139,7 +139,7 @@ pub struct Order<'a> {
 #[derive(Debug)]
 pub struct Workbench {
     /// The worker to run.
-    pub worker: WorkerConfig,
+    pub worker: Program,
     /// Version of the TPM.
     pub version: TpmVersion,
     /// The profile of a TPM that is made.

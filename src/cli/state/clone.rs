@@ -11,6 +11,7 @@ use super::FolderArgs;
 use super::certificate_args::CertificateArgs;
 use super::init::worker;
 use crate::cli::key_args::KeyArgs;
+use crate::cli::sandbox_args::SandboxArgs;
 use crate::manufacture::aside::Aside;
 use crate::manufacture::{ManufactureError, Order, Workbench};
 use crate::state::{Blob, Contents, Key};
@@ -42,6 +43,9 @@ pub(super) struct CloneArgs {
 
     #[command(flatten)]
     certificates: CertificateArgs,
+
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 pub(super) fn run(args: &CloneArgs) -> anyhow::Result<ExitCode> {
@@ -86,7 +90,7 @@ fn renew(
     let place = aside.folder()?;
     place.store(TpmVersion::V2_0, Blob::Permanent, permanent)?;
     let order = Order { pcr_banks: None, certifier: certifier.as_ref() };
-    let bench = Workbench { worker: worker(), version: TpmVersion::V2_0, profile: None };
+    let bench = Workbench { worker: worker(&args.sandbox), version: TpmVersion::V2_0, profile: None };
     bench.renew(place, &order)?;
     aside.finish()?;
     Ok(format!("as a new TPM, {}", super::issuer(certifier.as_ref())))

@@ -6,11 +6,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use log::LevelFilter;
 
 use super::certificate_args::CertificateArgs;
-use crate::backend::worker::WorkerConfig;
 use crate::cli::device_args::tpm_version;
 use crate::cli::key_args::KeyArgs;
+use crate::cli::sandbox_args::SandboxArgs;
+use crate::cli::worker;
+use crate::launch::Program;
 use crate::manufacture::aside::Aside;
 use crate::manufacture::banks::PcrBank;
 use crate::manufacture::{Order, Workbench};
@@ -44,6 +47,9 @@ pub(super) struct InitArgs {
 
     #[command(flatten)]
     certificates: CertificateArgs,
+
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 pub(super) fn run(args: InitArgs) -> anyhow::Result<ExitCode> {
@@ -61,7 +67,7 @@ pub(super) fn run(args: InitArgs) -> anyhow::Result<ExitCode> {
     })?;
     let certifier = args.certificates.certifier()?;
     let order = Order { pcr_banks: args.pcr_banks.as_deref(), certifier: certifier.as_ref() };
-    let bench = Workbench { worker: worker(), version: args.tpm_version, profile: args.profile };
+    let bench = Workbench { worker: worker(&args.sandbox), version: args.tpm_version, profile: args.profile };
     bench.make(aside.folder()?, &order)?;
     aside.finish()?;
     writeln!(
@@ -76,6 +82,32 @@ pub(super) fn run(args: InitArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// How the TPM is run that is worked on: by this program.
-pub(super) fn worker() -> WorkerConfig {
-    WorkerConfig { program: PathBuf::from("/proc/self/exe"), log_level: log::LevelFilter::Warn }
+pub(super) fn worker(sandbox: &SandboxArgs) -> Program {
+    worker::program(LevelFilter::Warn, sandbox)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        init: InitArgs,
+    }
+
+    #[test]
+    fn the_process_of_the_tpm_is_confined_fully_unless_told_otherwise() {
+        for (given, expected) in [
+            (&[][..], ["--sandbox=full", "--seccomp=kill"]),
+            (&["--sandbox=landlock"], ["--sandbox=landlock", "--seccomp=kill"]),
+            (&["--sandbox=none", "--seccomp=log"], ["--sandbox=none", "--seccomp=log"]),
+        ] {
+            let args = [&["init", "--state-dir=/s"], given].concat();
+            let program = worker(&Cli::try_parse_from(args).unwrap().init.sandbox);
+            assert!(program.arguments.ends_with(&expected.map(Into::into)), "{program:?}");
+        }
+    }
 }
