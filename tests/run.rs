@@ -445,6 +445,14 @@ fn arguments_with_which_the_tpm_would_not_work_are_refused_before_anything_start
 }
 
 #[test]
+fn another_user_for_the_server_alone_is_refused_with_what_to_do() {
+    let mut run = Run::command(&["--user=nobody"], &["touch", "qemu-was-started"]);
+    let output = run.ends_with(1);
+    assert!(output.contains("runuser -u USER"), "{output}");
+    assert!(!output.contains("listening") && !run.path("qemu-was-started").exists(), "{output}");
+}
+
+#[test]
 fn a_server_tells_who_started_it_that_its_tpm_is_up() {
     let dir = tempfile::tempdir().unwrap();
     let (notify, socket) = (dir.path().join("notify"), dir.path().join("socket"));

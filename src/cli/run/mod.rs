@@ -38,6 +38,9 @@ use processes::{Event, Process, Reach, Signals};
 /// Signals are passed on to QEMU, and its exit status is this program's: 128 and the signal's number if it died of a
 /// signal, 127 if there is no such program, 126 if it cannot be started. The status is 1 if the server failed, unless
 /// QEMU's own tells of a failure. If the server ends while QEMU runs, the virtual machine goes on without its TPM.
+///
+/// Server and QEMU are of the user who starts them, root's too: start this as a user who may use what the virtual machine
+/// needs.
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
     /// UNIX socket to listen on; without it, one in a temporary folder that is removed at the end
@@ -51,6 +54,10 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     tpm: TpmArgs,
 
+    /// Refused, with what to do instead
+    #[arg(long, hide = true)]
+    user: Option<OsString>,
+
     /// Program to start, and its arguments
     #[arg(last = true, required = true, value_name = "QEMU")]
     command: Vec<OsString>,
@@ -58,6 +65,13 @@ pub(super) struct RunArgs {
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     start_log(args.tpm.log_level);
+    if args.user.is_some() {
+        bail!(
+            "--user is not for run: QEMU would stay another user's, and server and QEMU share a folder. Start all of it as \
+             that user (runuser -u USER -- vfio-user-tpm run …); or start the server by itself, with --user, --description \
+             and a socket to which QEMU may connect (--socket-group, --socket-mode), and QEMU with what that has written"
+        );
+    }
     // Before there is anything that a signal could leave behind.
     let signals = Signals::block().context("cannot receive signals")?;
     let folder = PrivateFolder::create().context("cannot create a temporary folder: set TMPDIR to one that exists")?;
