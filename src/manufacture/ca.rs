@@ -129,11 +129,13 @@ impl Authority {
     pub fn from_files(key: &Path, certificate: &Path, passphrase: Option<&Path>) -> Result<Self, CaError> {
         let pem = read_secret(key)?;
         let phrase = passphrase.map(read_secret).transpose()?;
-        let parsed = match &phrase {
-            Some(phrase) => PKey::private_key_from_pem_passphrase(&pem, first_line(phrase)),
-            // Without a callback, libcrypto would ask the terminal.
-            None => PKey::private_key_from_pem_callback(&pem, |_| Ok(0)),
-        };
+        let given = phrase.as_ref().map(|phrase| first_line(phrase)).unwrap_or_default();
+        // Without a callback, libcrypto would ask the terminal. One that does not fit into its buffer is none.
+        let parsed = PKey::private_key_from_pem_callback(&pem, |buffer| {
+            let Some(room) = buffer.get_mut(..given.len()) else { return Ok(0) };
+            room.copy_from_slice(given);
+            Ok(given.len())
+        });
         let private =
             parsed.map_err(|reason| CaError::Key { path: key.to_owned(), encrypted: phrase.is_some(), reason })?;
         let authority = Self { key: private, certificate: read_certificate(certificate)?, local: None };
@@ -163,6 +165,7 @@ impl Authority {
             write_whole(&key_path, &Zeroizing::new(key.private_key_to_pem_pkcs8()?), 0o600)?;
             key
         };
+        check_kind(&key, &key_path)?;
         // A key without a certificate is what a crash between the two leaves.
         let certificate = if is_there(&certificate_path)? {
             read_certificate(&certificate_path)?
@@ -177,10 +180,10 @@ impl Authority {
     }
 
     fn check(self, key: &Path, certificate: &Path) -> Result<Self, CaError> {
-        if signature_digest(&self.key)?.is_none() {
-            return Err(CaError::KeyKind(key.to_owned()));
-        }
-        if !self.certificate.public_key()?.public_eq(&self.key) {
+        check_kind(&self.key, key)?;
+        let public = self.certificate.public_key();
+        let public = public.map_err(|reason| CaError::Certificate { path: certificate.to_owned(), reason })?;
+        if !public.public_eq(&self.key) {
             return Err(CaError::Mismatch { certificate: certificate.to_owned(), key: key.to_owned() });
         }
         Ok(self)
@@ -195,7 +198,8 @@ impl Authority {
     /// The CA's name, for people: the last part of its subject, which is the common name if it has one.
     #[must_use]
     pub fn name(&self) -> String {
-        let text = |entry: &openssl::x509::X509NameEntryRef| entry.data().to_string().ok();
+        let text =
+            |entry: &openssl::x509::X509NameEntryRef| entry.data().to_string().ok().filter(|text| !text.is_empty());
         let name = self.certificate.subject_name();
         let common = name.entries_by_nid(Nid::COMMONNAME).last().and_then(text);
         let name = common.or_else(|| name.entries().last().and_then(text));
@@ -234,6 +238,10 @@ impl Authority {
             .and_then(|mut file| file.write_all(line.as_bytes()).and_then(|()| file.sync_all()));
         written.map_err(|reason| CaError::Write { path, reason })
     }
+}
+
+fn check_kind(key: &PKey<Private>, path: &Path) -> Result<(), CaError> {
+    signature_digest(key)?.map(drop).ok_or_else(|| CaError::KeyKind(path.to_owned()))
 }
 
 /// The digest with which a key signs, the null digest for one that needs none; `None` for a key that does not sign.

@@ -161,7 +161,8 @@ impl Certifier {
             Some(_) => authority.keyid(true),
             None => authority.issuer(true),
         }
-        .build(&builder.x509v3_context(Some(issuer), None))?;
+        .build(&builder.x509v3_context(Some(issuer), None))
+        .map_err(|_| ManufactureError::NotVerifiable("its key identifier cannot be used".to_owned()))?;
         builder.append_extension(names)?;
         builder.append_extension(BasicConstraints::new().critical().build()?)?;
         builder.append_extension(usage)?;

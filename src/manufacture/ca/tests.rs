@@ -1,6 +1,8 @@
+use openssl::asn1::{Asn1Object, Asn1OctetString};
 use openssl::pkey::Public;
 use openssl::rsa::Rsa;
 use openssl::symm::Cipher;
+use openssl::x509::X509Extension;
 
 use super::super::ManufactureError;
 use super::super::certificate::{Certifier, PlatformIdentity};
@@ -63,6 +65,11 @@ fn a_key_that_cannot_sign_is_refused() {
     std::fs::write(&key_file, PKey::generate_x25519().unwrap().private_key_to_pem_pkcs8().unwrap()).unwrap();
     let error = Authority::from_files(&key_file, &certificate, None).unwrap_err().to_string();
     assert!(error.contains("Ed25519"), "{error}");
+    // Nor is a certificate made for it.
+    std::fs::rename(&key_file, folder.path().join(KEY)).unwrap();
+    let error = Authority::local(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("Ed25519"), "{error}");
+    assert!(!folder.path().join(CERTIFICATE).exists());
 }
 
 #[test]
@@ -81,6 +88,20 @@ fn a_passphrase_comes_from_the_first_line_of_a_file() {
 }
 
 #[test]
+fn a_passphrase_is_any_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let passphrase = folder.path().join("passphrase");
+    for phrase in [&b"a\0b"[..], &[b'x'; 1024]] {
+        let (key, certificate) = write_ca(folder.path(), &elliptic(Nid::SECP384R1), true, Some(phrase));
+        std::fs::write(&passphrase, phrase).unwrap();
+        assert!(Authority::from_files(&key, &certificate, Some(&passphrase)).is_ok());
+        std::fs::write(&passphrase, [b'x'; 5000]).unwrap();
+        let error = Authority::from_files(&key, &certificate, Some(&passphrase)).unwrap_err().to_string();
+        assert!(error.contains("with that passphrase"), "{error}");
+    }
+}
+
+#[test]
 fn key_and_certificate_of_two_cas_are_refused() {
     let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (key, _) = write_ca(one.path(), &elliptic(Nid::SECP384R1), true, None);
@@ -94,6 +115,47 @@ fn a_certificate_that_may_not_sign_others_is_found_out_before_it_is_used() {
     let (key, certificate) = write_ca(folder.path(), &elliptic(Nid::SECP384R1), false, None);
     let error = issue(Authority::from_files(&key, &certificate, None).unwrap()).unwrap_err();
     assert!(matches!(error, ManufactureError::NotVerifiable(_)), "{error}");
+}
+
+#[test]
+fn a_ca_without_a_name_is_called_so() {
+    let key = elliptic(Nid::SECP384R1);
+    let mut name = X509NameBuilder::new().unwrap();
+    name.append_entry_by_nid_with_type(Nid::COMMONNAME, "", openssl::asn1::Asn1Type::UTF8STRING).unwrap();
+    let name = name.build();
+    let mut builder = begin(&key, &name, &name, Validity::Days(100)).unwrap();
+    builder.sign(&key, MessageDigest::sha384()).unwrap();
+    let authority = Authority { key, certificate: builder.build(), local: None };
+    assert_eq!(authority.name(), "a CA without a name");
+}
+
+#[test]
+fn a_certificate_of_which_a_part_cannot_be_used_is_refused_with_what_to_do() {
+    let key = elliptic(Nid::SECP384R1);
+    let folder = tempfile::tempdir().unwrap();
+    let (key_file, certificate) = write_ca(folder.path(), &key, true, None);
+    let whole = X509::from_pem(&std::fs::read(&certificate).unwrap()).unwrap();
+    // The key's point is not on its curve.
+    let mut der = whole.to_der().unwrap();
+    let point = key.ec_key().unwrap();
+    let group = point.group();
+    let context = &mut openssl::bn::BigNumContext::new().unwrap();
+    let point = point.public_key().to_bytes(group, openssl::ec::PointConversionForm::UNCOMPRESSED, context).unwrap();
+    let at = der.windows(point.len()).position(|window| window == point).unwrap();
+    der[at + 10] ^= 1;
+    std::fs::write(&certificate, X509::from_der(&der).unwrap().to_pem().unwrap()).unwrap();
+    let error = Authority::from_files(&key_file, &certificate, None).unwrap_err();
+    assert!(matches!(error, CaError::Certificate { .. }), "{error}");
+
+    // Its key identifier is shorter than libcrypto takes it.
+    let mut builder =
+        begin(&key, whole.subject_name(), &whole.subject_name().to_owned().unwrap(), Validity::Days(9)).unwrap();
+    let (oid, octets) =
+        (Asn1Object::from_str("2.5.29.14").unwrap(), Asn1OctetString::new_from_bytes(b"\x04\x02ab").unwrap());
+    builder.append_extension(X509Extension::new_from_der(&oid, false, &octets).unwrap()).unwrap();
+    builder.sign(&key, MessageDigest::sha384()).unwrap();
+    let error = issue(Authority { key, certificate: builder.build(), local: None }).unwrap_err();
+    assert!(error.to_string().contains("key identifier"), "{error}");
 }
 
 #[test]
