@@ -13,6 +13,9 @@ use nix::sys::socket::{
 /// Most descriptors that come with a message: those of a worker's first one.
 const MAX_DESCRIPTORS: usize = 4;
 
+/// Most that the kernel delivers at once (`SCM_MAX_FD`). With room for them all, none stays open that we do not know of.
+const MAX_DELIVERED: usize = 253;
+
 /// A connected pair, close-on-exec.
 ///
 /// # Errors
@@ -54,7 +57,7 @@ pub fn receive_with_descriptors<'a>(
     socket: BorrowedFd<'_>,
     buffer: &'a mut [u8],
 ) -> nix::Result<(&'a [u8], Vec<OwnedFd>)> {
-    let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+    let mut space = nix::cmsg_space!([RawFd; MAX_DELIVERED]);
     let mut vectors = [IoSliceMut::new(buffer)];
     // Never interrupted: who waits here has blocked the signals that could do it.
     let received = recvmsg::<()>(socket.as_raw_fd(), &mut vectors, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
@@ -70,6 +73,9 @@ pub fn receive_with_descriptors<'a>(
     }
     let (length, flags) = (received.bytes, received.flags);
     let message = buffer.get(..length).filter(|_| !flags.contains(MsgFlags::MSG_TRUNC)).ok_or(Errno::EMSGSIZE)?;
+    if descriptors.len() > MAX_DESCRIPTORS {
+        return Err(Errno::ENOBUFS);
+    }
     Ok((message, descriptors))
 }
 
@@ -97,6 +103,16 @@ mod tests {
         let mut buffer = [0; 100];
         let (message, descriptors) = receive_with_descriptors(b.as_fd(), &mut buffer).unwrap();
         assert_eq!((message, descriptors.len()), (&b"message"[..], 2));
+    }
+
+    #[test]
+    fn more_descriptors_than_any_message_has_are_closed_and_refused() {
+        let (a, b) = pair().unwrap();
+        let (extra, other_end) = pair().unwrap();
+        send(a.as_fd(), b"message", &[extra.as_fd(); 40]).unwrap();
+        drop(extra);
+        assert_eq!(receive_with_descriptors(b.as_fd(), &mut [0; 100]).unwrap_err(), Errno::ENOBUFS);
+        assert_eq!(receive(other_end.as_fd(), &mut [0; 8]), Ok(&[][..]));
     }
 
     #[test]

@@ -32,18 +32,11 @@ impl Program {
     }
 }
 
-impl Program {
-    /// An error with the program's name in front.
-    pub(super) fn explain(&self, error: &io::Error) -> io::Error {
-        io::Error::new(error.kind(), format!("{}: {error}", self.path.display()))
-    }
-}
-
 impl Launcher for Program {
     fn launch(&self, stdin: OwnedFd) -> io::Result<Process> {
         Started::start(self, stdin)
             .map(|started| Process(Inner::Started(started)))
-            .map_err(|error| self.explain(&error))
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.path.display())))
     }
 }
 

@@ -6,7 +6,7 @@ mod spawner_process;
 
 pub use direct::Program;
 pub use spawner::{SUBCOMMAND as SPAWNER, Spawner, SpawnerConfig};
-pub use spawner_process::{Remover, SpawnerError, run as run_spawner};
+pub use spawner_process::{Remover, SpawnerError, Spawning, run as run_spawner};
 
 use std::fmt::Debug;
 use std::io;

@@ -80,7 +80,13 @@ impl Spawner {
         fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         // It ends with its socket, or with this thread. A confined server can neither kill it nor wait for it.
         mem::forget(Started::start(&spawner, theirs)?);
-        Ok(Self(Arc::new(socket)))
+        Ok(Self::over(socket))
+    }
+
+    /// A spawner that runs already, at the other end of this socket, which must not block.
+    #[must_use]
+    pub fn over(socket: OwnedFd) -> Self {
+        Self(Arc::new(socket))
     }
 
     /// Has the socket's file removed, if it is the one with these numbers, and waits until that is done.
@@ -95,7 +101,7 @@ impl Spawner {
         match seqpacket::receive(self.0.as_fd(), &mut [0; MAX_END])? {
             REMOVED => Ok(()),
             [] => Err(io::Error::other("the spawner is gone")),
-            reason => Err(io::Error::other(String::from_utf8_lossy(reason).into_owned())),
+            reason => Err(io::Error::other(legible(reason))),
         }
     }
 }
@@ -134,7 +140,7 @@ impl Spawned {
             self.end = match seqpacket::receive(self.control.as_fd(), &mut buffer) {
                 // It takes its processes along.
                 Ok([]) => Some("unknown: the spawner is gone".to_owned()),
-                Ok(text) => Some(String::from_utf8_lossy(text).into_owned()),
+                Ok(text) => Some(legible(text)),
                 Err(Errno::EAGAIN) => None,
                 Err(errno) => Some(format!("unknown: the spawner gives no answer: {errno}")),
             };
@@ -144,5 +150,27 @@ impl Spawned {
 
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
         self.control.as_fd()
+    }
+}
+
+/// What the spawner says, for the log. There may be a path in it, and control characters in that.
+fn legible(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).escape_debug().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_spawner_says_comes_without_control_characters() {
+        let (ours, theirs) = seqpacket::pair().unwrap();
+        let mut process = Spawned { control: ours, end: None };
+        seqpacket::send(theirs.as_fd(), b"cannot start /a\nb\x1b[31m\xff: no such file", &[]).unwrap();
+        assert_eq!(process.end(), Some("cannot start /a\\nb\\u{1b}[31m\u{fffd}: no such file"));
+        let (ours, theirs) = seqpacket::pair().unwrap();
+        seqpacket::send(theirs.as_fd(), b"\x07", &[]).unwrap();
+        let error = Spawner::over(ours).remove_socket(1, 2).unwrap_err();
+        assert_eq!(error.to_string(), "\\u{7}");
     }
 }

@@ -8,9 +8,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
-use super::Program;
-use super::direct::Started;
 use super::spawner::{MAX_END, MAX_REQUEST, REMOVE, REMOVED, REQUEST};
+use super::{Launcher, Process, Program};
 use crate::sandbox::{close_inherited, forbid_inspection};
 use crate::seqpacket;
 
@@ -32,8 +31,9 @@ pub enum SpawnerError {
 }
 
 /// A process, until its end has been told.
+#[derive(Debug)]
 struct Child {
-    process: Started,
+    process: Process,
     control: OwnedFd,
     killed: bool,
     /// A copy of its standard input: the server finds that closed only after it has been told why.
@@ -56,45 +56,89 @@ pub fn run(socket: BorrowedFd<'_>, program: Option<&Program>, remover: Option<Re
     close_inherited()?;
     // The rest was given up by the server before it started this process.
     forbid_inspection()?;
-    let mut children: Vec<Child> = Vec::new();
-    loop {
-        match wait(socket, &children)? {
+    let launcher = program.map(|program| program as &dyn Launcher);
+    let mut spawning = Spawning::new(socket, launcher, remover);
+    while spawning.turn(PollTimeout::NONE)? {}
+    Ok(())
+}
+
+/// What a spawner does, one event after the other. Its processes are killed when this goes.
+pub struct Spawning<'a> {
+    socket: BorrowedFd<'a>,
+    launcher: Option<&'a dyn Launcher>,
+    remover: Option<Remover<'a>>,
+    children: Vec<Child>,
+}
+
+impl<'a> Spawning<'a> {
+    /// A spawner that has not been asked for anything yet; without a launcher or a remover, it must not be.
+    #[must_use]
+    pub fn new(socket: BorrowedFd<'a>, launcher: Option<&'a dyn Launcher>, remover: Option<Remover<'a>>) -> Self {
+        Self { socket, launcher, remover, children: Vec::new() }
+    }
+
+    /// Waits for an event, if none has come, and acts upon it; returns whether there may be more.
+    ///
+    /// # Errors
+    /// [`SpawnerError`]; it is of no more use then.
+    pub fn turn(&mut self, patience: PollTimeout) -> Result<bool, SpawnerError> {
+        match self.wait(patience)? {
             Event::Ended(index) => {
-                let end = children.get_mut(index).and_then(|child| child.process.end().map(str::to_owned));
+                let end = self.children.get_mut(index).and_then(|child| child.process.end().map(str::to_owned));
                 if let Some(end) = end {
-                    tell(&children.swap_remove(index).control, &end);
+                    tell(&self.children.swap_remove(index).control, &end);
                 }
             }
             Event::Unwanted(index) => {
-                if let Some(child) = children.get_mut(index) {
+                if let Some(child) = self.children.get_mut(index) {
                     child.killed = true;
                     child.process.kill();
                 }
             }
-            Event::Asked => {
-                let (stdin, control) = match receive(socket)? {
-                    Request::None => return Ok(()),
-                    Request::Remove { device, inode } => {
-                        let remover = remover.ok_or(SpawnerError::Protocol)?;
-                        let error = remover(device, inode).err().map(|error| error.to_string().into_bytes());
-                        answer(socket, &error.unwrap_or(REMOVED.to_vec()));
-                        continue;
-                    }
-                    Request::Start { stdin, control } => (stdin, control),
-                };
-                let program = program.ok_or(SpawnerError::Protocol)?;
-                let started = if children.len() < MAX_PROCESSES {
-                    stdin.try_clone().and_then(|copy| Started::start(program, copy))
-                } else {
-                    Err(io::Error::other("too many processes"))
-                };
-                match started {
-                    Ok(process) => children.push(Child { process, control, killed: false, _stdin: stdin }),
-                    Err(error) => tell(&control, &format!("cannot start {}", program.explain(&error))),
+            Event::Asked => match receive(self.socket)? {
+                Request::None => return Ok(false),
+                Request::Start { stdin, control } => self.start(stdin, control)?,
+                Request::Remove { device, inode } => {
+                    let remover = self.remover.ok_or(SpawnerError::Protocol)?;
+                    let error = remover(device, inode).err().map(|error| error.to_string().into_bytes());
+                    answer(self.socket, &error.unwrap_or(REMOVED.to_vec()));
                 }
-            }
+            },
             Event::None => {}
         }
+        Ok(true)
+    }
+
+    fn start(&mut self, stdin: OwnedFd, control: OwnedFd) -> Result<(), SpawnerError> {
+        let launcher = self.launcher.ok_or(SpawnerError::Protocol)?;
+        let started = if self.children.len() < MAX_PROCESSES {
+            stdin.try_clone().and_then(|copy| launcher.launch(copy))
+        } else {
+            Err(io::Error::other("another process: too many run"))
+        };
+        match started {
+            Ok(process) => self.children.push(Child { process, control, killed: false, _stdin: stdin }),
+            Err(error) => tell(&control, &format!("cannot start {error}")),
+        }
+        Ok(())
+    }
+
+    /// Waits for an event. Ends come first, so that there is room for what is asked for.
+    fn wait(&self, patience: PollTimeout) -> Result<Event, Errno> {
+        let ends = self.children.iter().enumerate();
+        let ends = ends.map(|(index, child)| (Event::Ended(index), child.process.descriptor()));
+        // Of a killed process nothing more can be said.
+        let living = self.children.iter().enumerate().filter(|(_, child)| !child.killed);
+        let controls = living.map(|(index, child)| (Event::Unwanted(index), child.control.as_fd()));
+        let (events, descriptors): (Vec<_>, Vec<_>) = ends.chain(controls).chain([(Event::Asked, self.socket)]).unzip();
+        let mut sources: Vec<_> =
+            descriptors.into_iter().map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN)).collect();
+        match poll(&mut sources, patience) {
+            Err(Errno::EINTR) => return Ok(Event::None),
+            polled => polled?,
+        };
+        let ready = events.into_iter().zip(&sources).find(|(_, source)| source.any() == Some(true));
+        Ok(ready.map_or(Event::None, |(event, _)| event))
     }
 }
 
@@ -107,23 +151,6 @@ enum Event {
     Asked,
     /// None; to be waited for again.
     None,
-}
-
-/// Waits for an event. Ends come first, so that there is room for what is asked for.
-fn wait(socket: BorrowedFd<'_>, children: &[Child]) -> Result<Event, Errno> {
-    let ends = children.iter().enumerate().map(|(index, child)| (Event::Ended(index), child.process.descriptor()));
-    // Of a killed process nothing more can be said.
-    let living = children.iter().enumerate().filter(|(_, child)| !child.killed);
-    let controls = living.map(|(index, child)| (Event::Unwanted(index), child.control.as_fd()));
-    let (events, descriptors): (Vec<_>, Vec<_>) = ends.chain(controls).chain([(Event::Asked, socket)]).unzip();
-    let mut sources: Vec<_> =
-        descriptors.into_iter().map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN)).collect();
-    match poll(&mut sources, PollTimeout::NONE) {
-        Err(Errno::EINTR) => return Ok(Event::None),
-        polled => polled?,
-    };
-    let ready = events.into_iter().zip(&sources).find(|(_, source)| source.any() == Some(true));
-    Ok(ready.map_or(Event::None, |(event, _)| event))
 }
 
 /// What the server asks for.
