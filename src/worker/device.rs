@@ -14,8 +14,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::{read, write};
 use zeroize::Zeroizing;
 
-use super::frame::DeviceProperties;
-use super::process::HeldTpm;
+use super::frame::{DeviceProperties, Reply, Request};
+use super::process::{HeldTpm, answer};
 use crate::tpm::{BUFFER_SIZE, Fault, Header, Locality, TpmVersion, fault_response};
 
 /// Most responses that are thrown away before the first command. Linux keeps one.
@@ -28,7 +28,8 @@ pub(crate) fn open_path_descriptor(path: BorrowedFd<'_>) -> nix::Result<OwnedFd>
 }
 
 /// A TPM of the host.
-pub(super) struct DeviceTpm {
+#[derive(Debug)]
+pub struct DeviceTpm {
     device: Device,
     /// None while it is not known what the device is.
     properties: Option<DeviceProperties>,
@@ -36,6 +37,7 @@ pub(super) struct DeviceTpm {
     complaints: Vec<Trouble>,
 }
 
+#[derive(Debug)]
 enum Device {
     /// It opens only once, and stays open.
     Exclusive(OwnedFd),
@@ -56,7 +58,10 @@ enum Trouble {
 
 impl DeviceTpm {
     /// A TPM behind an open device, or behind the path of a device that it opens itself.
-    pub(super) fn new(device: OwnedFd, properties: Option<DeviceProperties>) -> Result<Self, String> {
+    ///
+    /// # Errors
+    /// What is wrong with the descriptor.
+    pub fn new(device: OwnedFd, properties: Option<DeviceProperties>) -> Result<Self, String> {
         let flags = fcntl(&device, FcntlArg::F_GETFL).map_err(|errno| format!("the device is no file: {errno}"))?;
         let device = if OFlag::from_bits_retain(flags).contains(OFlag::O_PATH) {
             Device::Shared { path: device, opened: None }
@@ -66,20 +71,30 @@ impl DeviceTpm {
         Ok(Self { device, properties, complaints: Vec::new() })
     }
 
+    /// The reply to one request, as a worker gives it. For fuzzing, which has no process for it.
+    ///
+    /// # Errors
+    /// The text of [`Reply::Failed`].
+    #[doc(hidden)]
+    pub fn answer<'a>(&mut self, request: Request<'_>, response: &'a mut Vec<u8>) -> Result<Reply<'a>, String> {
+        answer(self, request, response)
+    }
+
     /// What the guest gets for a command that the device did not answer.
     ///
     /// # Errors
     /// If it will never answer again.
     fn fault_for(&mut self, trouble: Trouble) -> Result<Fault, String> {
         match trouble {
-            // So ends a cancelled command with chips that drop it.
-            Trouble::Errno(Errno::ECANCELED) => return Ok(Fault::Canceled),
             Trouble::Errno(Errno::EPIPE | Errno::ENODEV | Errno::ENXIO | Errno::ENOTCONN | Errno::ECONNRESET) => {
                 return Err(format!(
                     "{trouble}: its driver has let go of it; when it is back, start this program and the VM again"
                 ));
             }
+            // In which version's words a fault is to be said is what is asked.
             _ if self.properties.is_none() => return Err(trouble.to_string()),
+            // So ends a cancelled command with chips that drop it.
+            Trouble::Errno(Errno::ECANCELED) => return Ok(Fault::Canceled),
             _ => {}
         }
         if !self.complaints.contains(&trouble) {
@@ -200,6 +215,23 @@ fn drain(device: BorrowedFd<'_>) {
         let mut ready = [PollFd::new(device, PollFlags::POLLIN)];
         if poll(&mut ready, PollTimeout::ZERO) != Ok(1) || !matches!(read(device, old.as_mut_slice()), Ok(1..)) {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::frame::socket_pair;
+    use super::*;
+
+    #[test]
+    fn nothing_is_answered_for_a_device_of_which_nothing_is_known() {
+        let errnos = [Errno::ECANCELED, Errno::ENODEV, Errno::ETIME];
+        let troubles =
+            errnos.map(Trouble::Errno).into_iter().chain([Trouble::Empty, Trouble::Malformed, Trouble::TooLong]);
+        let mut tpm = DeviceTpm::new(socket_pair().unwrap().0, None).unwrap();
+        for trouble in troubles {
+            assert!(tpm.fault_for(trouble).is_err(), "{trouble}");
         }
     }
 }

@@ -23,6 +23,7 @@ mod nvram;
 mod process;
 pub mod profile;
 
+pub use device::DeviceTpm;
 pub(crate) use device::open_path_descriptor;
 pub use holding::{FileNumbers, Holding};
 pub use process::{WorkerError, run};

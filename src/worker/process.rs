@@ -126,7 +126,11 @@ pub fn run(socket: BorrowedFd<'_>, confinement: Confinement, holding: Option<Hol
 }
 
 /// Carries out one request.
-fn answer<'a>(tpm: &mut dyn HeldTpm, request: Request<'_>, response: &'a mut Vec<u8>) -> Result<Reply<'a>, String> {
+pub(super) fn answer<'a>(
+    tpm: &mut dyn HeldTpm,
+    request: Request<'_>,
+    response: &'a mut Vec<u8>,
+) -> Result<Reply<'a>, String> {
     match request {
         Request::Start(..) | Request::StartDevice(_) => return Err("START came twice".to_owned()),
         Request::Initialize => tpm.initialize()?,

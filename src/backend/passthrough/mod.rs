@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 pub use cancel_file::CancelFileError;
 pub use open::{OpenError, version_by_sysfs};
-pub use probe::{PROBE_LIMIT, ProbeError};
+pub use probe::{PROBE_LIMIT, ProbeError, properties};
 
 use super::worker::{Task, WorkerBackend};
 use crate::tpm::TpmVersion;

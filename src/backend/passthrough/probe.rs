@@ -109,7 +109,10 @@ impl Task for Unknown<'_> {
 }
 
 /// What a chip says of itself; none if that is not a TPM's way of saying it.
-fn properties<B: Backend>(tpm: &mut Synchronous<'_, B>) -> Result<Option<DeviceProperties>, SynchronousError> {
+///
+/// # Errors
+/// [`SynchronousError`].
+pub fn properties<B: Backend>(tpm: &mut Synchronous<'_, B>) -> Result<Option<DeviceProperties>, SynchronousError> {
     tpm.initialize()?;
     let answer = tpm.execute(&GET_MAX_COMMAND_SIZE)?;
     if tag(answer) == Some(TPM_ST_NO_SESSIONS) {
