@@ -151,3 +151,18 @@ fn an_exported_state_is_taken_only_whole() {
 fn any_rollback_anchor_is_taken_or_refused() {
     smoke("anchor", fuzz::anchor::run, 3000);
 }
+
+#[test]
+fn a_server_and_a_spawner_can_say_anything_to_each_other() {
+    smoke("spawner", fuzz::spawner::run, 2000);
+}
+
+#[test]
+fn a_chip_of_the_host_can_answer_anything() {
+    smoke("probe", fuzz::probe::run, 5000);
+}
+
+#[test]
+fn a_ca_that_is_taken_issues_certificates_and_another_is_refused_with_a_reason() {
+    smoke("certificates", fuzz::certificates::run, 500);
+}

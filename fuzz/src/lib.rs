@@ -6,11 +6,14 @@
 pub mod anchor;
 pub mod archive;
 pub mod arguments;
+pub mod certificates;
 pub mod description;
 pub mod device_state;
 pub mod frames;
+pub mod probe;
 pub mod registers;
 pub mod server;
+pub mod spawner;
 pub mod state_file;
 pub mod swtpm;
 pub mod swtpm_file;
