@@ -9,12 +9,12 @@ use guest_commands::common;
 use guest_commands::dialogue::Work;
 use guest_commands::latency::Measured;
 use guest_commands::report::{Accelerator, Report};
-use guest_commands::setups::{Abilities, Setup};
+use guest_commands::setups::{self, Setup};
 use guest_commands::subject::{self, Board, Subject};
 
 #[test]
 fn a_guest_is_measured_and_the_report_has_its_figures() {
-    let setups = Setup::all(&Abilities::ask());
+    let setups = Setup::all(&setups::interfaces());
     let setup = setups.iter().find(|setup| setup.id() == "tis-embedded").expect("TIS with the embedded TPM");
     let tpm = setup.start();
     let programs = subject::programs();

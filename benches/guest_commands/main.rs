@@ -24,7 +24,7 @@ mod table;
 use std::path::{Path, PathBuf};
 
 use report::{Accelerator, Report};
-use setups::{Abilities, Setup};
+use setups::Setup;
 
 /// What is asked for.
 struct Options {
@@ -87,8 +87,8 @@ fn main() {
         eprintln!("bench: error: {error}");
         std::process::exit(2);
     });
-    let abilities = Abilities::ask();
-    let ids: Vec<String> = Setup::all(&abilities).iter().map(Setup::id).collect();
+    let interfaces = setups::interfaces();
+    let ids: Vec<String> = Setup::all(&interfaces).iter().map(Setup::id).collect();
     if let Some(unknown) = options.only.iter().find(|id| !ids.contains(id)) {
         eprintln!("bench: error: --only: {unknown} is not there; there are {}", ids.join(", "));
         std::process::exit(2);
@@ -99,8 +99,8 @@ fn main() {
     println!("bench: KVM {}", if has_kvm { "boots a guest and is measured too" } else { "boots no guest here" });
     let programs = subject::programs();
     let archive = programs.archive();
-    let latency_setups = options.choose(Setup::all(&abilities));
-    let bystander_setups = options.choose(Setup::for_bystanders(&abilities));
+    let latency_setups = options.choose(Setup::all(&interfaces));
+    let bystander_setups = options.choose(Setup::for_bystanders(&interfaces));
     let accelerators = ["tcg"].into_iter().chain(has_kvm.then_some("kvm")).map(|name| Accelerator {
         name,
         latency: latency::measure(&latency_setups, name, options.latency(), &archive),

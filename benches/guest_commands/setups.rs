@@ -37,64 +37,38 @@ enum Back {
     Embedded,
 }
 
-/// What our program can do, as far as it matters here.
-pub(crate) struct Abilities {
-    interfaces: Vec<String>,
-    flags: Vec<String>,
+/// Asks the built program which interfaces it has.
+#[track_caller]
+pub(crate) fn interfaces() -> Vec<String> {
+    let program = env!("CARGO_BIN_EXE_vfio-user-tpm");
+    let output = Command::new(program).arg("--print-capabilities").output().expect("the program runs");
+    parse_interfaces(&output.stdout).expect("the program's capabilities have interfaces")
 }
 
-impl Abilities {
-    /// Asks the built program.
-    #[track_caller]
-    pub(crate) fn ask() -> Self {
-        let program = env!("CARGO_BIN_EXE_vfio-user-tpm");
-        let output = Command::new(program).arg("--print-capabilities").output().expect("the program runs");
-        Self::parse(&output.stdout).expect("the program's capabilities have features and interfaces")
-    }
-
-    fn parse(json: &[u8]) -> Option<Self> {
-        let capabilities: Value = serde_json::from_slice(json).ok()?;
-        let names = |key: &str| {
-            let names = capabilities[key].as_array()?.iter();
-            names.map(|name| Some(name.as_str()?.to_owned())).collect::<Option<Vec<String>>>()
-        };
-        Some(Self { interfaces: names("interfaces")?, flags: names("features")? })
-    }
-
-    /// Without the flag there is one interface, TIS.
-    fn interfaces(&self) -> impl Iterator<Item = &String> {
-        self.interfaces.iter().filter(|name| *name == TIS || self.has_flag("interface"))
-    }
-
-    fn has_flag(&self, flag: &str) -> bool {
-        self.flags.iter().any(|known| known == flag)
-    }
+fn parse_interfaces(capabilities: &[u8]) -> Option<Vec<String>> {
+    let capabilities: Value = serde_json::from_slice(capabilities).ok()?;
+    let names = capabilities["interfaces"].as_array()?.iter();
+    names.map(|name| Some(name.as_str()?.to_owned())).collect()
 }
-
-const TIS: &str = "tis";
 
 impl Setup {
-    /// All that are compared for their latency; what all others are measured by is the second.
-    pub(crate) fn all(abilities: &Abilities) -> Vec<Self> {
+    /// All that are compared for their latency.
+    pub(crate) fn all(interfaces: &[String]) -> Vec<Self> {
         let qemu = ["tpm-tis", "tpm-crb"].map(|device| Self::new(Front::Qemu(device), Back::Swtpm));
-        let ours = abilities.interfaces().flat_map(|interface| {
+        let ours = |interface: &String| {
             [Back::Swtpm, Back::Embedded].map(|back| Self::new(Front::Ours(interface.clone()), back))
-        });
-        qemu.into_iter().chain(ours).collect()
+        };
+        qemu.into_iter().chain(interfaces.iter().flat_map(ours)).collect()
     }
 
     /// Those that are compared for what they cost others: the reference, and each of our interfaces with and without the
     /// hold of the answer "still busy".
-    pub(crate) fn for_bystanders(abilities: &Abilities) -> Vec<Self> {
-        let mut setups = vec![Self::new(Front::Qemu("tpm-crb"), Back::Swtpm)];
-        for interface in abilities.interfaces() {
+    pub(crate) fn for_bystanders(interfaces: &[String]) -> Vec<Self> {
+        let ours = interfaces.iter().flat_map(|interface| {
             let setup = Self::new(Front::Ours(interface.clone()), Back::Embedded);
-            setups.push(setup.clone());
-            if abilities.has_flag("completion-hold") {
-                setups.push(Self { args: vec!["--completion-hold=0"], ..setup });
-            }
-        }
-        setups
+            [setup.clone(), Self { args: vec!["--completion-hold=0"], ..setup }]
+        });
+        std::iter::once(Self::new(Front::Qemu("tpm-crb"), Back::Swtpm)).chain(ours).collect()
     }
 
     fn new(front: Front, back: Back) -> Self {
@@ -144,12 +118,10 @@ impl Setup {
     }
 
     fn server_args(&self, interface: &str, folder: &Path) -> Vec<OsString> {
-        let mut args = vec!["--state-dir".into(), folder.join("state").into()];
+        let interface = format!("--interface={interface}").into();
+        let mut args = vec![interface, "--state-dir".into(), folder.join("state").into()];
         if self.back == Back::Swtpm {
             args.extend(["--backend=swtpm".into(), "--swtpm-exec".into(), swtpm_program().into()]);
-        }
-        if interface != TIS {
-            args.push(format!("--interface={interface}").into());
         }
         args.extend(self.args.iter().map(Into::into));
         args
@@ -205,37 +177,33 @@ impl RunningTpm {
 mod tests {
     use super::*;
 
-    fn abilities(flags: &str) -> Abilities {
-        let json = format!(r#"{{"interfaces": ["tis", "crb"], "features": [{flags}], "more": 1}}"#);
-        Abilities::parse(json.as_bytes()).expect("abilities")
-    }
-
-    fn ids(setups: &[Setup]) -> Vec<String> {
-        setups.iter().map(Setup::id).collect()
+    fn interfaces() -> Vec<String> {
+        ["tis", "crb"].map(str::to_owned).into()
     }
 
     #[test]
-    fn an_interface_that_cannot_be_chosen_is_not_measured() {
-        let setups = Setup::all(&abilities(r#""state-dir""#));
-        assert_eq!(ids(&setups), ["qemu-tis", "qemu-crb", "tis-swtpm", "tis-embedded"]);
-        assert!(setups[1].is_reference());
-        let setups = Setup::all(&abilities(r#""interface""#));
-        assert_eq!(ids(&setups[2..]), ["tis-swtpm", "tis-embedded", "crb-swtpm", "crb-embedded"]);
+    fn each_interface_is_measured_with_each_tpm() {
+        let setups = Setup::all(&interfaces());
+        let ids: Vec<_> = setups.iter().map(Setup::id).collect();
+        assert_eq!(ids, ["qemu-tis", "qemu-crb", "tis-swtpm", "tis-embedded", "crb-swtpm", "crb-embedded"]);
+        let references: Vec<_> = setups.iter().map(Setup::is_reference).collect();
+        assert_eq!(references, [false, true, false, false, false, false]);
     }
 
     #[test]
-    fn the_hold_is_switched_off_where_there_is_one() {
-        let titles =
-            |flags| -> Vec<String> { Setup::for_bystanders(&abilities(flags)).iter().map(Setup::title).collect() };
-        assert_eq!(titles(""), ["QEMU tpm-crb + swtpm", "ours, tis + embedded"]);
-        let with_hold = titles(r#""completion-hold""#);
-        assert_eq!(with_hold[1..], ["ours, tis + embedded", "ours, tis + embedded, --completion-hold=0"]);
+    fn bystanders_are_looked_at_with_and_without_the_hold() {
+        let titles: Vec<_> = Setup::for_bystanders(&interfaces()[..1]).iter().map(Setup::title).collect();
+        assert_eq!(
+            titles,
+            ["QEMU tpm-crb + swtpm", "ours, tis + embedded", "ours, tis + embedded, --completion-hold=0"]
+        );
     }
 
     #[test]
     fn capabilities_of_another_form_are_refused() {
-        for json in ["", "[]", r#"{"interfaces": ["tis"]}"#, r#"{"interfaces": [1], "features": []}"#] {
-            assert!(Abilities::parse(json.as_bytes()).is_none(), "{json}");
+        assert_eq!(parse_interfaces(br#"{"interfaces": ["tis", "crb"], "more": 1}"#), Some(interfaces()));
+        for json in ["", "[]", "{}", r#"{"interfaces": [1]}"#] {
+            assert_eq!(parse_interfaces(json.as_bytes()), None, "{json}");
         }
     }
 }
