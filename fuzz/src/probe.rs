@@ -10,9 +10,10 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use vfio_user_tpm::backend::passthrough::properties;
 use vfio_user_tpm::backend::synchronous::{Patience, Synchronous, SynchronousError};
 use vfio_user_tpm::backend::{Backend, BackendError, Done};
+use vfio_user_tpm::seqpacket::{pair, receive, send};
 use vfio_user_tpm::tpm::{BUFFER_SIZE, HEADER_SIZE, Header, Locality, TpmVersion};
 use vfio_user_tpm::worker::DeviceTpm;
-use vfio_user_tpm::worker::frame::{DeviceProperties, MAX_FRAME, Reply, Request, receive, send, socket_pair};
+use vfio_user_tpm::worker::frame::{DeviceProperties, MAX_FRAME, Reply, Request};
 
 use super::open_descriptors;
 use super::tape::Tape;
@@ -25,7 +26,7 @@ pub fn run(data: &[u8]) {
     ignore_broken_pipes();
     open_descriptors::unchanged_by(|| {
         let mut tape = Tape::new(data);
-        let (device, chip) = socket_pair().expect("a pair");
+        let (device, chip) = pair().expect("a pair");
         for socket in [&device, &chip] {
             // A chip that says nothing would be waited for.
             fcntl(socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("it can be");

@@ -10,7 +10,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollTimeout;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vfio_user_tpm::launch::{Launcher, Process, Spawner, Spawning};
-use vfio_user_tpm::worker::frame::{receive, receive_start, send, socket_pair};
+use vfio_user_tpm::seqpacket::{pair, receive, receive_with_descriptors, send};
 
 use super::open_descriptors;
 use super::tape::Tape;
@@ -53,7 +53,7 @@ fn answers(tape: &mut Tape<'_>) {
     let (stdin, _) = channel();
     let mut process = spawner.launch(stdin).expect("there is room for one request");
     let mut buffer = [0; MAX_REQUEST];
-    let (request, descriptors) = receive_start(theirs.as_fd(), &mut buffer).expect("it was sent");
+    let (request, descriptors) = receive_with_descriptors(theirs.as_fd(), &mut buffer).expect("it was sent");
     assert_eq!((request, descriptors.len()), (START, 2));
     assert_eq!(process.end(), None);
     let control = &descriptors[1];
@@ -226,7 +226,7 @@ impl Bench<'_> {
     /// A process was asked for: there is one, or it is told why not.
     fn started(&mut self, number: usize) {
         let mut buffer = [0; MAX_REQUEST];
-        let kernel = self.kernel.as_ref().map(|kernel| receive_start(kernel.as_fd(), &mut buffer));
+        let kernel = self.kernel.as_ref().map(|kernel| receive_with_descriptors(kernel.as_fd(), &mut buffer));
         let reason = match kernel {
             None | Some(Err(Errno::EAGAIN)) if self.running.len() == MAX_PROCESSES => "too many",
             None => "is gone",
@@ -314,7 +314,7 @@ impl Bench<'_> {
 
 /// Ours and theirs; neither blocks.
 fn channel() -> (OwnedFd, OwnedFd) {
-    let (ours, theirs) = socket_pair().expect("a pair");
+    let (ours, theirs) = pair().expect("a pair");
     for socket in [&ours, &theirs] {
         fcntl(socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("it can be");
     }

@@ -221,15 +221,15 @@ fn drain(device: BorrowedFd<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::frame::socket_pair;
     use super::*;
+    use crate::seqpacket;
 
     #[test]
     fn nothing_is_answered_for_a_device_of_which_nothing_is_known() {
         let errnos = [Errno::ECANCELED, Errno::ENODEV, Errno::ETIME];
         let troubles =
             errnos.map(Trouble::Errno).into_iter().chain([Trouble::Empty, Trouble::Malformed, Trouble::TooLong]);
-        let mut tpm = DeviceTpm::new(socket_pair().unwrap().0, None).unwrap();
+        let mut tpm = DeviceTpm::new(seqpacket::pair().unwrap().0, None).unwrap();
         for trouble in troubles {
             assert!(tpm.fault_for(trouble).is_err(), "{trouble}");
         }
