@@ -17,21 +17,24 @@ pub trait Memory {
 pub(super) mod pages {
     //! The two pages as a test has them.
 
+    use std::cell::RefCell;
+
     use super::Memory;
     use crate::bar_map::{COMMAND_BUFFER, CONTROL_AREA};
 
-    /// Both pages, and all that was written by the register file.
+    /// Both pages, and what the register file has done to them since somebody last looked.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub(in crate::frontend) struct Pages {
         bytes: Vec<u8>,
-        pub(in crate::frontend) writes: Vec<(u32, Vec<u8>)>,
+        reads: RefCell<Vec<(u32, usize)>>,
+        writes: Vec<(u32, Vec<u8>)>,
     }
 
     impl Pages {
         /// Full of what nobody has cleared yet.
         pub(in crate::frontend) fn new() -> Self {
             let size = COMMAND_BUFFER.end() - CONTROL_AREA.offset;
-            Self { bytes: vec![0x5a; size.try_into().expect("small")], writes: Vec::new() }
+            Self { bytes: vec![0x5a; size.try_into().expect("small")], reads: RefCell::default(), writes: Vec::new() }
         }
 
         /// What the guest reads.
@@ -47,6 +50,16 @@ pub(super) mod pages {
         pub(in crate::frontend) fn word(&self, offset: u32) -> u32 {
             u32::from_le_bytes(self.at(offset, 4).try_into().expect("four bytes"))
         }
+
+        /// Where the register file has read, and how many bytes.
+        pub(in crate::frontend) fn take_reads(&mut self) -> Vec<(u32, usize)> {
+            self.reads.take()
+        }
+
+        /// What the register file has written, and where.
+        pub(in crate::frontend) fn take_writes(&mut self) -> Vec<(u32, Vec<u8>)> {
+            std::mem::take(&mut self.writes)
+        }
     }
 
     fn index(offset: u32) -> usize {
@@ -57,6 +70,7 @@ pub(super) mod pages {
         fn read(&self, offset: u32, data: &mut [u8]) {
             stays_in_its_page(offset, data.len());
             data.copy_from_slice(self.at(offset, data.len()));
+            self.reads.borrow_mut().push((offset, data.len()));
         }
 
         fn write(&mut self, offset: u32, data: &[u8]) {

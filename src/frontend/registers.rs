@@ -139,3 +139,152 @@ impl<M: Memory> Registers<M> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frontend::crb::CrbConfig;
+    use crate::frontend::memory::pages::Pages;
+    use crate::frontend::tis::TisConfig;
+    use crate::tpm::{Header, Locality, TpmVersion};
+
+    const CRB: CrbConfig = CrbConfig { vendor_id: 0x1014, device_id: 1, revision: 7, guest_locality_4: false };
+
+    fn command() -> [u8; 10] {
+        Header { tag: 0x8001, size: 10, code: 0x17b }.to_bytes()
+    }
+
+    fn tis() -> Registers<Pages> {
+        let version = TpmVersion::V2_0;
+        Registers::Tis(Tis::new(TisConfig {
+            version,
+            vendor_id: 0x1014,
+            device_id: 1,
+            revision: 7,
+            guest_locality_4: false,
+        }))
+    }
+
+    fn crb() -> Registers<Pages> {
+        Registers::Crb(Crb::new(CRB, Pages::new()))
+    }
+
+    fn crb_doorbell() -> Registers<Pages> {
+        Registers::CrbDoorbell(CrbDoorbell::new(CRB, Pages::new()))
+    }
+
+    /// An interface in front of a guest.
+    struct Interface {
+        registers: Registers<Pages>,
+        /// What brings a command in, and then what starts it, as offsets and bytes.
+        before: Vec<(u64, Vec<u8>)>,
+        start: (u64, u8),
+        /// The locality that starts it.
+        locality: u8,
+        /// Where it shows that the command runs.
+        shows: u64,
+    }
+
+    impl Interface {
+        fn all() -> [Self; 3] {
+            let command = || command().to_vec();
+            [
+                Self {
+                    registers: tis(),
+                    before: vec![(0x2000, vec![0x02]), (0x2018, vec![0x40]), (0x2080, command())],
+                    start: (0x2018, 0x20),
+                    locality: 2,
+                    shows: 0x2018,
+                },
+                Self {
+                    registers: crb(),
+                    before: vec![(0x2008, vec![1]), (0x2040, vec![1]), (0x9000, command())],
+                    start: (0x204c, 1),
+                    locality: 2,
+                    shows: 0x204c,
+                },
+                Self {
+                    registers: crb_doorbell(),
+                    before: vec![(0x9000, command())],
+                    start: (0x5000, 1),
+                    locality: 0,
+                    shows: 0x804c,
+                },
+            ]
+        }
+
+        fn start(&mut self) {
+            for (offset, data) in &self.before {
+                assert_eq!(self.registers.write(*offset, data), None);
+                assert!(!self.registers.asks_for_completion(self.shows, 1));
+            }
+            let execute = Effect::Execute(Locality::new(self.locality).expect("0 to 4"));
+            assert_eq!(self.registers.write(self.start.0, &[self.start.1]), Some(execute));
+        }
+    }
+
+    #[test]
+    fn each_interface_runs_a_command() {
+        for mut interface in Interface::all() {
+            interface.registers.place(0xfe80_0000);
+            interface.start();
+            let mut registers = interface.registers;
+            assert!(registers.is_busy());
+            assert_eq!(registers.command(), command());
+            registers.complete(&command());
+            assert!(!registers.is_busy());
+            assert!(registers.command().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_read_asks_for_completion_while_a_command_runs_and_where_that_is_all_it_tells() {
+        for mut interface in Interface::all() {
+            interface.start();
+            let Interface { mut registers, shows: at, .. } = interface;
+            for (offset, len) in [(at, 1), (at, 4), (at - 1, 2), (at - 3, 8), (0, 0x2_0000)] {
+                assert!(registers.asks_for_completion(offset, len), "{len} bytes at {offset:x}");
+            }
+            for (offset, len) in [(at, 0), (at + 1, 3), (at - 4, 4), (at ^ 0x1000, 4), (u64::MAX, 8), (0, 0)] {
+                assert!(!registers.asks_for_completion(offset, len), "{len} bytes at {offset:x}");
+            }
+            registers.complete(&command());
+            assert!(!registers.asks_for_completion(at, 4));
+        }
+    }
+
+    #[test]
+    fn a_read_after_a_loss_of_the_locality_asks_for_nothing() {
+        let [tis, crb, _] = Interface::all();
+        for (mut interface, seize) in [(tis, (0x3000, 8)), (crb, (0x3008, 4))] {
+            interface.start();
+            let Interface { mut registers, shows: at, .. } = interface;
+            assert_eq!(registers.write(seize.0, &[seize.1]), Some(Effect::Cancel));
+            assert!(registers.is_busy());
+            assert!(!registers.asks_for_completion(at, 4));
+            assert!(!registers.asks_for_completion(at + 0x1000, 4), "another's command");
+        }
+    }
+
+    #[test]
+    fn establishment_shows_where_there_is_a_register_for_it() {
+        for (mut registers, expected) in [(tis(), 0x80), (crb(), 0x80), (crb_doorbell(), 0xff)] {
+            registers.set_establishment(true);
+            registers.reset();
+            let mut byte = [0x5a];
+            registers.read(0, &mut byte);
+            assert_eq!(byte, [expected]);
+        }
+    }
+
+    #[test]
+    fn only_a_crb_has_memory_and_only_with_a_doorbell_its_start_is_awaited() {
+        for (mut registers, memory, awaited) in
+            [(tis(), false, false), (crb(), true, false), (crb_doorbell(), true, true)]
+        {
+            assert_eq!(registers.memory().is_some(), memory);
+            assert_eq!(registers.memory_mut().is_some(), memory);
+            assert_eq!(registers.start_is_awaited(), awaited);
+        }
+    }
+}

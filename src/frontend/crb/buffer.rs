@@ -1,10 +1,14 @@
 //! What goes through the command buffer in the shared memory: a command is copied out of it once, a response into it.
 
+mod state;
+
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::bar_map::{COMMAND_BUFFER, CONTROL_AREA, Window};
 use crate::frontend::Memory;
 use crate::tpm::{BUFFER_SIZE, Fault, HEADER_SIZE, Header, TpmVersion, fault_response};
+pub use state::BufferStateError;
+pub(super) use state::{export, import};
 
 const _: () = assert!(BUFFER_SIZE == COMMAND_BUFFER.length as usize, "the buffer takes what a TPM takes");
 const _: () = assert!(CONTROL_AREA.length == COMMAND_BUFFER.length, "both are one page");

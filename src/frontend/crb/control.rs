@@ -8,10 +8,14 @@
 //! The loss of the locality leads to Idle from every state. From Execution that takes until the backend is done;
 //! meanwhile the state is Stopping.
 
+mod state;
+
 use super::buffer::{self, Command};
 use super::registers::{CANCEL, CtrlReq, CtrlSts, START};
 use crate::frontend::{Effect, Memory};
 use crate::tpm::{Fault, Locality};
+
+pub use state::CommandState;
 
 /// Where the command is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

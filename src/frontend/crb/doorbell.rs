@@ -1,12 +1,16 @@
 //! The CRB with ACPI start. Sources: PTP 1.05 for the control area, TCG ACPI Specification 1.3 (start method 8) for the
 //! rest.
 
+mod state;
+
 use super::CrbConfig;
 use super::buffer::{self, Command};
 use super::registers::{CANCEL, CTRL_CANCEL, CTRL_REQ, CTRL_START, START};
 use crate::bar_map::{COMMAND_BUFFER, CONTROL_AREA, CONTROL_AREA_START, DOORBELL};
 use crate::frontend::{Effect, Memory};
 use crate::tpm::{Fault, Locality};
+
+pub use state::CrbDoorbellState;
 
 const _: () = assert!(CONTROL_AREA_START == CTRL_REQ, "the control area begins with CTRL_REQ");
 
@@ -29,6 +33,7 @@ const BELL_SIZE: u32 = 4;
 /// 3. START is written 1 when a command starts, and 0 when its response is in the buffer; in between it is not touched,
 ///    but for being written 1 again with the rest of the control area.
 /// 4. No access and no response panics or allocates, wherever it goes and however wide it is.
+/// 5. What [`CrbDoorbell::state`] exports behaves, imported, as the original would with a fresh control area.
 #[derive(Clone, Debug)]
 pub struct CrbDoorbell<M> {
     memory: M,
@@ -52,9 +57,8 @@ impl<M: Memory> CrbDoorbell<M> {
     pub fn reset(&mut self) {
         self.is_busy = false;
         self.command.wipe();
-        buffer::clear(&mut self.memory, CONTROL_AREA);
         buffer::clear(&mut self.memory, COMMAND_BUFFER);
-        self.write_control_area();
+        self.write_fresh_control_page();
     }
 
     /// BAR0 is at this address now, or nowhere if 0. The control area is written anew, with where the buffer is; START
@@ -165,6 +169,11 @@ impl<M: Memory> CrbDoorbell<M> {
 
     fn start(&self) -> u32 {
         if self.is_busy { START } else { 0 }
+    }
+
+    fn write_fresh_control_page(&mut self) {
+        buffer::clear(&mut self.memory, CONTROL_AREA);
+        self.write_control_area();
     }
 
     /// CTRL_REQ, CTRL_STS, CTRL_CANCEL, CTRL_START, INT_ENABLE, INT_STS, CMD_SIZE, CMD_LADDR, CMD_HADDR, RSP_SIZE,

@@ -16,11 +16,14 @@
 //! 5. The buffer is written by the TPM only with the response of a command whose locality keeps the TPM, before START
 //!    reads 0, and with zeros at power-on.
 //! 6. No access and no response panics or allocates, wherever it goes and however wide it is.
+//! 7. What [`Crb::state`] exports behaves, imported, as the original would. [`Crb::from_state`] refuses whatever is a
+//!    state in which these would not hold.
 
 mod buffer;
 mod control;
 mod doorbell;
 mod registers;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -32,7 +35,10 @@ use crate::tpm::{Locality, PerLocality};
 use control::Control;
 use registers::{CTRL_START, CtrlReq, IntEnable, IntfId, LocCtrl, LocState, LocSts, Register, START};
 
-pub use doorbell::CrbDoorbell;
+pub use buffer::BufferStateError;
+pub use control::CommandState;
+pub use doorbell::{CrbDoorbell, CrbDoorbellState};
+pub use state::{CrbState, CrbStateError};
 
 /// What a CRB TPM is, apart from its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

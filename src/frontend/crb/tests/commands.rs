@@ -1,4 +1,7 @@
+use std::cell::Cell;
+
 use super::*;
+use crate::frontend::Memory;
 use crate::tpm::{BUFFER_SIZE, Fault, TpmVersion, fault_response};
 
 fn fault(fault: Fault) -> [u8; 10] {
@@ -87,6 +90,41 @@ fn what_the_guest_writes_after_start_changes_nothing() {
     assert_eq!(guest.crb.command(), message(12));
     guest.crb.complete(&message(20));
     assert_eq!(guest.buffer(20), message(20));
+}
+
+/// A memory in which the size field grows with every look at it.
+#[derive(Clone, Debug)]
+struct Growing(Cell<u32>);
+
+impl Memory for Growing {
+    fn read(&self, _: u32, data: &mut [u8]) {
+        let size = self.0.replace(4096);
+        for (to, from) in data.iter_mut().zip(message(size)) {
+            *to = from;
+        }
+    }
+
+    fn write(&mut self, _: u32, _: &[u8]) {}
+}
+
+#[test]
+fn a_size_that_grows_after_start_is_not_seen() {
+    let mut crb = Crb::new(config(), Growing(Cell::new(12)));
+    for (register, value) in [(LOC_CTRL, 1), (CTRL_REQ, 1)] {
+        assert_eq!(crb.write(register, &[value]), None);
+    }
+    assert_eq!(crb.write(CTRL_START, &[1]), Some(Effect::Execute(Locality::ZERO)));
+    assert_eq!(crb.command(), message(12));
+}
+
+#[test]
+fn a_command_is_read_in_one() {
+    let mut guest = Guest::ready(0);
+    guest.crb.memory_mut().take_reads();
+    guest.start(0, &message(12));
+    assert_eq!(guest.crb.memory_mut().take_reads(), [(COMMAND_BUFFER.offset, BUFFER_SIZE)]);
+    guest.crb.complete(&message(20));
+    assert_eq!(guest.crb.memory_mut().take_reads(), [], "nothing of it is looked at again");
 }
 
 #[test]

@@ -1,23 +1,32 @@
-//! The register file as a guest sees it. `drivers` has the sequences of real drivers.
+//! The register file as a guest sees it, and its sibling without registers in `doorbell`. `drivers` has the sequences of
+//! real drivers, `properties` the invariants that `steps` checks, `state` export and import.
 
 mod commands;
 mod doorbell;
 mod drivers;
+mod localities;
+mod properties;
+mod registers;
+mod state;
+mod steps;
 
-use super::{Crb, CrbConfig};
+use super::{BufferStateError, CommandState, Crb, CrbConfig, CrbState, CrbStateError};
 use crate::bar_map::COMMAND_BUFFER;
-use crate::frontend::Effect;
 use crate::frontend::memory::pages::Pages;
+use crate::frontend::{Effect, LocalitiesState};
 use crate::tpm::{Header, Locality};
 
 const LOC_STATE: u64 = 0x00;
 const LOC_CTRL: u64 = 0x08;
 const LOC_STS: u64 = 0x0c;
 const INTF_ID: u64 = 0x30;
+const CTRL_EXT: u64 = 0x38;
 const CTRL_REQ: u64 = 0x40;
 const CTRL_STS: u64 = 0x44;
 const CTRL_CANCEL: u64 = 0x48;
 const CTRL_START: u64 = 0x4c;
+const INT_ENABLE: u64 = 0x50;
+const INT_STS: u64 = 0x54;
 const CTRL_CMD_SIZE: u64 = 0x58;
 const CTRL_CMD_LADDR: u64 = 0x5c;
 const CTRL_CMD_HADDR: u64 = 0x60;
@@ -26,6 +35,8 @@ const CTRL_RSP_ADDR: u64 = 0x68;
 
 const REQUEST_ACCESS: u32 = 1 << 0;
 const RELINQUISH: u32 = 1 << 1;
+const SEIZE: u32 = 1 << 2;
+const RESET_ESTABLISHMENT: u32 = 1 << 3;
 
 const CMD_READY: u32 = 1 << 0;
 const GO_IDLE: u32 = 1 << 1;

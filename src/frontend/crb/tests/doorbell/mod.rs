@@ -1,10 +1,12 @@
-//! The CRB with ACPI start.
+//! The CRB with ACPI start. `properties` has what always holds and what an export brings.
+
+mod properties;
 
 use super::{BAR0, config, message};
 use crate::bar_map::{COMMAND_BUFFER, CONTROL_AREA, DOORBELL};
+use crate::frontend::Effect;
 use crate::frontend::crb::CrbDoorbell;
 use crate::frontend::memory::pages::Pages;
-use crate::frontend::{Effect, Memory};
 use crate::tpm::{BUFFER_SIZE, Fault, Locality, TpmVersion, fault_response};
 
 const CANCEL: u32 = CONTROL_AREA.offset + 0x48;
@@ -168,18 +170,18 @@ fn a_response_that_is_not_whole_becomes_a_failure() {
 #[test]
 fn the_response_is_written_before_start_is_cleared() {
     let mut guest = Guest::executing(&message(12));
-    guest.crb.memory_mut().writes.clear();
+    guest.crb.memory_mut().take_writes();
     guest.crb.complete(&message(20));
     let expected = [(COMMAND_BUFFER.offset, message(20)), (START, vec![0; 4])];
-    assert_eq!(guest.crb.memory().writes, expected);
+    assert_eq!(guest.crb.memory_mut().take_writes(), expected);
 }
 
 #[test]
 fn a_response_without_a_command_is_ignored() {
     let mut guest = Guest::new();
-    guest.crb.memory_mut().writes.clear();
+    guest.crb.memory_mut().take_writes();
     guest.crb.complete(&message(20));
-    assert_eq!(guest.crb.memory().writes, []);
+    assert_eq!(guest.crb.memory_mut().take_writes(), []);
 }
 
 #[test]
@@ -263,28 +265,11 @@ fn an_access_across_both_pages_reaches_both() {
     assert_eq!(guest.buffer(2), [3, 4]);
 }
 
-/// The guest's own CPUs write while we read.
-#[derive(Clone, Debug)]
-struct Restless {
-    pages: Pages,
-    reads: std::cell::RefCell<Vec<u32>>,
-}
-
-impl Memory for Restless {
-    fn read(&self, offset: u32, data: &mut [u8]) {
-        self.reads.borrow_mut().push(offset);
-        self.pages.read(offset, data);
-    }
-
-    fn write(&mut self, offset: u32, data: &[u8]) {
-        self.pages.write(offset, data);
-    }
-}
-
 #[test]
 fn a_ring_looks_at_each_thing_once() {
-    let mut crb = CrbDoorbell::new(config(), Restless { pages: Pages::new(), reads: Vec::new().into() });
-    crb.memory_mut().pages.put(COMMAND_BUFFER.offset, &message(12));
-    assert_eq!(crb.write(DOORBELL.offset.into(), &[1]), Some(Effect::Execute(Locality::ZERO)));
-    assert_eq!(*crb.memory().reads.borrow(), [START, CANCEL, COMMAND_BUFFER.offset]);
+    let mut guest = Guest::new();
+    guest.crb.memory_mut().put(COMMAND_BUFFER.offset, &message(12));
+    guest.crb.memory_mut().take_reads();
+    assert_eq!(guest.ring(), Some(Effect::Execute(Locality::ZERO)));
+    assert_eq!(guest.crb.memory_mut().take_reads(), [(START, 4), (CANCEL, 4), (COMMAND_BUFFER.offset, BUFFER_SIZE)]);
 }

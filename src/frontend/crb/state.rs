@@ -1,0 +1,131 @@
+//! The register file as plain data: out to be kept, and in again, checked as anything that comes from outside.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::buffer::{self, BufferStateError};
+use super::control::{CommandState, Control};
+use super::registers::{IntEnable, IntfId};
+use super::{Crb, CrbConfig};
+use crate::frontend::Memory;
+use crate::frontend::locality::{Localities, LocalitiesState, LocalitiesStateError};
+use crate::tpm::{Locality, PerLocality};
+
+/// All that a [`Crb`] remembers, and what is in its buffer. What it *is*, its [`CrbConfig`], is not part of it, nor where
+/// BAR0 is: the configuration space remembers that.
+///
+/// A running command is exported as it is ([`CommandState::Execution`], or [`CommandState::Stopping`] when nobody waits
+/// for it any more): the registers don't know how far the backend is. Nor do they know whether the guest has asked to
+/// cancel it. Who imports such a state has no backend that runs the command, and must do one of two things, or the
+/// guest waits for ever:
+/// - run [`Crb::command`] again, at the locality that is active. Right only with a backend whose own state is from
+///   before the command, else it takes effect twice; there is nothing to run when the command is empty;
+/// - [`Crb::complete`] it with no bytes: the guest reads a failure response, or nothing of a command that was stopping.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CrbState {
+    /// Who owns the TPM.
+    pub localities: LocalitiesState,
+    /// `TPM_CRB_INT_ENABLE_x` of localities 0 to 4.
+    pub int_enable: [u32; Locality::COUNT],
+    /// `IntfSelLock` of `TPM_CRB_INTF_ID_x`.
+    pub intf_sel_lock: bool,
+    /// `TPM_CRB_CTRL_CANCEL_x`.
+    pub cancel: bool,
+    /// The command on its way.
+    pub command: CommandState,
+    /// What is in the buffer, at most 4096 bytes, up to the last that is not zero.
+    pub buffer: Vec<u8>,
+}
+
+/// Why a [`CrbState`] is none that the registers can be in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum CrbStateError {
+    /// Of the localities.
+    #[error(transparent)]
+    Localities(#[from] LocalitiesStateError),
+    /// An interrupt register has bits that are reserved.
+    #[error(
+        "locality {locality}: TPM_CRB_INT_ENABLE is {found:#010x}: expected no bits but those of {:#010x}",
+        IntEnable::all().bits()
+    )]
+    IntEnable {
+        /// The locality.
+        locality: Locality,
+        /// The register's value.
+        found: u32,
+    },
+    /// Of the command or the buffer.
+    #[error(transparent)]
+    Buffer(#[from] BufferStateError),
+    /// A command belongs to the active locality.
+    #[error("there is a command, or the TPM is ready for one, and no locality is active: expected an idle TPM")]
+    CommandWithoutOwner,
+    /// A cancellation is the active locality's.
+    #[error("TPM_CRB_CTRL_CANCEL is 1 and no locality is active: expected 0")]
+    CancelWithoutOwner,
+    /// The guest has used locality 4, and here it may not.
+    #[error(
+        "the guest has used locality 4: expected its registers untouched, or a device that opens them to the guest"
+    )]
+    LocalityFourUsed,
+}
+
+impl<M: Memory> Crb<M> {
+    /// The register file as plain data. [`CrbState`] says what that means for a command under way.
+    #[must_use]
+    pub fn state(&self) -> CrbState {
+        let Self { config: _, memory, bar0_address: _, localities, int_enable, intf_id, control } = self;
+        let mut enables = [0; Locality::COUNT];
+        for (enable, locality) in enables.iter_mut().zip(Locality::all()) {
+            *enable = int_enable[locality].bits();
+        }
+        CrbState {
+            localities: localities.state(),
+            int_enable: enables,
+            intf_sel_lock: intf_id.contains(IntfId::INTF_SEL_LOCK),
+            cancel: control.cancel() != 0,
+            command: control.state(),
+            buffer: buffer::export(memory),
+        }
+    }
+
+    /// The register file that [`state`](Self::state) gave, as a TPM of this configuration, its buffer in this memory. The
+    /// caller has to [`place`](Self::place) it, and to deal with a command under way, if [`is_busy`](Self::is_busy): see
+    /// [`CrbState`].
+    ///
+    /// # Errors
+    /// [`CrbStateError`] for a state in which what [always holds](crate::frontend::crb) would not.
+    pub fn from_state(config: CrbConfig, state: &CrbState, memory: M) -> Result<Self, CrbStateError> {
+        let CrbState { localities, int_enable: enables, intf_sel_lock, cancel, command, buffer } = state;
+        let mut int_enable = PerLocality::all(IntEnable::empty());
+        for (&found, locality) in enables.iter().zip(Locality::all()) {
+            int_enable[locality] = IntEnable::from_bits(found).ok_or(CrbStateError::IntEnable { locality, found })?;
+        }
+        let mut intf_id = IntfId::POWER_ON;
+        intf_id.set(IntfId::INTF_SEL_LOCK, *intf_sel_lock);
+        let localities = Localities::from_state(*localities)?;
+        let control = Control::from_state(*cancel, command)?;
+        if localities.active().is_none() {
+            if command.needs_owner() {
+                return Err(CrbStateError::CommandWithoutOwner);
+            }
+            if *cancel {
+                return Err(CrbStateError::CancelWithoutOwner);
+            }
+        }
+        let mut crb = Self { config, memory, bar0_address: 0, localities, int_enable, intf_id, control };
+        if !config.guest_locality_4 && crb.has_used(Locality::FOUR) {
+            return Err(CrbStateError::LocalityFourUsed);
+        }
+        buffer::import(buffer, &mut crb.memory)?;
+        Ok(crb)
+    }
+
+    /// Whether this locality owns or wants the TPM, or has set up its interrupts.
+    fn has_used(&self, locality: Locality) -> bool {
+        self.localities.is_active(locality)
+            || self.localities.has_requested(locality)
+            || !self.int_enable[locality].is_empty()
+    }
+}
