@@ -78,7 +78,7 @@ impl Host {
         let run = Programs::RUN;
         self.guest.check(&format!(
             "rm -f {STATUS} /host/run/socket
-             (sh -c 'echo $$ >/host/run/pid && exec {run} /bin/vfio-user-tpm --backend=passthrough --log-level=debug \
+             (sh -c 'echo $$ >/host/run/pid && exec {run} /bin/vfio-user-tpm --backend=passthrough --interface=tis --log-level=debug \
                      --socket-path=/run/socket {args}' >/host/run/log 2>&1
               echo $? >{STATUS}) &
              until [ -e {STATUS} ] || grep -q ' 00010000 .* /run/socket$' /proc/net/unix; do usleep 50000; done"

@@ -104,7 +104,7 @@ fn started_by_root_everything_can_belong_to_another_user() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let program = Path::new(env!("CARGO_BIN_EXE_vfio-user-tpm"));
-    let mut args = vec![format!("--socket-path={}", path("socket").display())];
+    let mut args = vec!["--interface=tis".to_owned(), format!("--socket-path={}", path("socket").display())];
     args.extend([format!("--state-dir={}", path("state").display()), format!("--user={USER}:{USER}")]);
     if !geteuid().is_root() {
         let mut process = Process::start(program, &args, path("log"));
