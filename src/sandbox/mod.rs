@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | server | the bytes of clients, the responses of the TPM | use the descriptors that it has, get more from its clients, and ask the spawner for a process |
 //! | worker | the commands of the guest | do so with its socket, and make, read, write, rename and remove files in its state folder, or open its device |
-//! | spawner | requests of the server, which carry nothing | start the one program of its command line, remove the server's socket |
+//! | spawner | requests of the server, which carry nothing but a standard input | start the one program of its command line, remove the server's socket |
 //!
 //! Two mechanisms of Linux, one behind the other: Landlock says which files may be reached (`files`), seccomp which system
 //! calls may be made (`filter`; the lists are `server_calls` and `worker_calls`). Neither can be taken back, and what a
