@@ -27,8 +27,6 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt, sockopt};
 use nix::unistd::Pid;
-use proptest::prelude::RngCore as _;
-use proptest::test_runner::{RngAlgorithm, TestRng};
 
 /// What is expected of the server takes less; a test that waits so long has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,8 +49,8 @@ const TRIGGER: u32 = 0x21;
 /// An interrupt of the TPM device that a client may set up (`VFIO_PCI_ERR_IRQ_INDEX`).
 const ERR_IRQ: u32 = 3;
 
-/// Random numbers that can be had again.
-struct Random(TestRng);
+/// Random numbers that can be had again (SplitMix64): many, and quickly also where nothing is optimized.
+struct Random(u64);
 
 impl Random {
     fn new(name: &str) -> Self {
@@ -61,23 +59,30 @@ impl Random {
             Err(_) => getrandom::u64().unwrap(),
         };
         println!("{name}: HOSTILE_SEED={number}");
-        let mut seed = [0; 32];
-        seed[..8].copy_from_slice(&number.to_le_bytes());
-        Self(TestRng::from_seed(RngAlgorithm::ChaCha, &seed))
+        Self(number)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
     }
 
     /// Below `bound`.
     fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.0.next_u64() % bound as u64).unwrap()
+        usize::try_from(self.next() % bound as u64).unwrap()
     }
 
     fn word(&mut self) -> u32 {
-        self.0.next_u32()
+        u32::try_from(self.next() >> 32).unwrap()
     }
 
     fn bytes(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
-        self.0.fill_bytes(&mut bytes);
+        for chunk in bytes.chunks_mut(8) {
+            chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
+        }
         bytes
     }
 
@@ -164,7 +169,7 @@ impl Target {
         let after = self.settle(|before, after| after.descriptors == before.descriptors);
         let log = self.server.log();
         println!(
-            "{}: {} messages, {} connections; memory {} -> {} KiB, peak {} -> {} KiB, log {} bytes",
+            "{}: {} messages, {} connections; memory {} -> {} KiB, peak {} -> {} KiB, {} -> {} descriptors, log {} bytes",
             self.name,
             self.messages,
             self.connections,
@@ -172,6 +177,8 @@ impl Target {
             after.memory / 1024,
             self.before.peak / 1024,
             after.peak / 1024,
+            self.before.descriptors.len(),
+            after.descriptors.len(),
             log.len(),
         );
         assert_eq!(self.server.engine(), Some(self.engine), "the TPM's process is the same");
