@@ -252,7 +252,12 @@ fn name(tape: &mut Tape<'_>) -> Result<X509Name, ErrorStack> {
         let nid = tape.choose(&[Nid::COMMONNAME, Nid::COMMONNAME, Nid::ORGANIZATIONNAME, Nid::COUNTRYNAME]);
         let kind =
             tape.choose(&[Asn1Type::UTF8STRING, Asn1Type::BMPSTRING, Asn1Type::T61STRING, Asn1Type::OCTET_STRING]);
-        let text = String::from_utf8_lossy(tape.short()).into_owned();
+        let mut text = String::from_utf8_lossy(tape.short()).into_owned();
+        if kind == Asn1Type::BMPSTRING {
+            // Two bytes are a character, and to build what is no text is an error of ours.
+            text.retain(|c| c.is_ascii());
+            text.truncate(text.len() & !1);
+        }
         // What is too long or of the wrong kind for it is left out.
         let _refused = name.append_entry_by_nid_with_type(nid, &text, kind);
     }
