@@ -429,19 +429,55 @@ fn a_folder_that_cannot_be_written_to_is_told_and_stays() {
     assert_eq!(place.snapshot("state"), before);
 }
 
-/// The same limit kills by its signal: wherever that hits, the state is whole.
+/// The same limit kills by its signal.
+const KILLED: [&str; 4] = ["/bin/sh", "-c", r#"ulimit -c 0; ulimit -f 20; exec "$@""#, "sh"];
+
+/// Wherever it hits, the state is whole.
 #[test]
 fn what_dies_in_the_middle_changes_nothing() {
     let place = Place::plain();
     place.run("export --state-dir state exported").ok();
     place.open("other", None).replace_contents(&contents(2), false).unwrap();
-    let killed = ["/bin/sh", "-c", r#"ulimit -c 0; ulimit -f 20; exec "$@""#, "sh"];
-    assert!(!place.run_under(&killed, "import --state-dir other --force exported").good);
-    assert!(!place.run_under(&killed, "rekey --state-dir state --new-key-file key").good);
+    assert!(!place.run_under(&KILLED, "import --state-dir other --force exported").good);
+    assert!(!place.run_under(&KILLED, "rekey --state-dir state --new-key-file key").good);
     place.holds("other", None, 2);
     place.holds("state", None, 1);
     place.run("import --state-dir other --force exported").ok();
     place.holds("other", None, 1);
+}
+
+#[test]
+fn a_tpm_that_was_half_made_is_told_of_with_what_to_do() {
+    let place = Place::plain();
+    let making = place.path("state/making");
+    fs::create_dir(&making).unwrap();
+    let told = |log: &str, times| assert_eq!(log.matches("state/making was left").count(), times, "{log}");
+    for command in ["show --state-dir state", "verify --state-dir state", "export --state-dir state exported"] {
+        told(&place.run(command).log, 1);
+    }
+    // Its TPM is none, but that it finds out later.
+    let (_, log) = in_turn(|| Server::fail(&["--state-dir".into(), place.path("state").into()]));
+    told(&log, 1);
+    fs::remove_dir(&making).unwrap();
+    told(&place.run("show --state-dir state").log, 0);
+    // Who makes one clears it away.
+    fs::create_dir_all(place.path("new/making")).unwrap();
+    told(&place.run("clone --state-dir state new").log, 0);
+    assert!(!place.path("new/making").exists());
+}
+
+#[test]
+fn a_half_written_export_is_told_of_with_what_to_do() {
+    let place = Place::plain();
+    assert!(!place.run_under(&KILLED, "export --state-dir state exported").good);
+    for name in [".exported.new", ".exported.1a.new", ".other.1.new", "exported.1.new"] {
+        fs::write(place.path(name), "somebody's").unwrap();
+    }
+    for command in ["export --state-dir state exported", "verify exported", "import --state-dir new exported"] {
+        let outcome = place.run(command);
+        assert!(outcome.good && outcome.log.contains("exported."), "{command}: {outcome:?}");
+        assert_eq!(outcome.log.matches(".new was left").count(), 1, "{outcome:?}");
+    }
 }
 
 #[test]

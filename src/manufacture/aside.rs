@@ -6,10 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::ManufactureError;
-use crate::state::{Contents, StateFolder};
-
-/// The folder's name in the state folder.
-const NAME: &str = "making";
+use crate::state::{Contents, MAKING, StateFolder};
 
 /// A state folder that holds no TPM yet, locked, and the folder in it where one is made. Both are as they were before
 /// when this is dropped unfinished.
@@ -41,8 +38,8 @@ impl Aside {
         protect: impl FnOnce(StateFolder) -> Result<StateFolder, E>,
     ) -> Result<Self, E> {
         let to_be_removed = path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-        let target = StateFolder::open(path).map_err(ManufactureError::from)?;
-        let place = Place { path: path.join(NAME), state_folder: path.to_owned(), to_be_removed };
+        let target = StateFolder::open_for_making(path).map_err(ManufactureError::from)?;
+        let place = Place { path: path.join(MAKING), state_folder: path.to_owned(), to_be_removed };
         refuse_occupied(&target, path)?;
         place.clear().map_err(|reason| ManufactureError::Aside { path: place.path.clone(), reason })?;
         Ok(Self { target: protect(target)?, place })
@@ -129,7 +126,7 @@ mod tests {
         aside.finish().unwrap();
         let state = StateFolder::open(&path).unwrap();
         assert_eq!(state.load(V2, Blob::Permanent).unwrap().as_deref(), Some(&b"a TPM"[..]));
-        assert!(!path.join(NAME).exists());
+        assert!(!path.join(MAKING).exists());
     }
 
     #[test]
@@ -152,8 +149,8 @@ mod tests {
     #[test]
     fn what_an_interrupted_run_left_is_cleared_away() {
         let temp = tempfile::tempdir().unwrap();
-        fs::create_dir(temp.path().join(NAME)).unwrap();
-        fs::write(temp.path().join(NAME).join(Blob::Permanent.file_name(V2)), b"half").unwrap();
+        fs::create_dir(temp.path().join(MAKING)).unwrap();
+        fs::write(temp.path().join(MAKING).join(Blob::Permanent.file_name(V2)), b"half").unwrap();
         let aside = open(temp.path()).unwrap();
         assert!(aside.folder().unwrap().files().unwrap().is_empty());
         assert!(matches!(aside.finish(), Err(ManufactureError::NothingWritten)));

@@ -25,6 +25,9 @@ pub use install::check_together;
 
 const LOCK: &str = "lock";
 
+/// A folder in the state folder, in which a TPM is made.
+pub const MAKING: &str = "making";
+
 /// How long the worker of a server that is gone may hold the lock.
 const LINGERING: Duration = Duration::from_secs(2);
 
@@ -50,6 +53,22 @@ impl StateFolder {
     /// # Errors
     /// [`StateError::Open`], and [`StateError::Locked`] with the holder's process id.
     pub fn open(path: &Path) -> Result<Self, StateError> {
+        let folder = Self::open_for_making(path)?;
+        if folder.exists(MAKING).is_ok_and(|there| there) {
+            log::warn!(
+                "{} was left by a state init or clone that was interrupted: delete it, the secrets of a TPM that nobody uses \
+                 are in it",
+                path.join(MAKING).display()
+            );
+        }
+        Ok(folder)
+    }
+
+    /// As [`open`](Self::open), for who clears [`MAKING`] away and makes a TPM there.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_for_making(path: &Path) -> Result<Self, StateError> {
         let failed = |reason: io::Error| StateError::Open { path: path.to_owned(), reason };
         if path.metadata().is_ok_and(|metadata| metadata.file_type().is_char_device()) {
             return Err(StateError::Device { path: path.to_owned() });

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -14,7 +15,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 /// Any of the system's; [`io::ErrorKind::AlreadyExists`] if there is a file of that name and `replace` is not set.
 pub fn write(path: &Path, bytes: &[u8], replace: bool) -> io::Result<()> {
     let name = path.file_name().ok_or_else(|| io::Error::other("a path to a file is needed"))?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = parent(path);
     if !replace && path.symlink_metadata().is_ok() {
         return Err(io::ErrorKind::AlreadyExists.into());
     }
@@ -29,6 +30,30 @@ pub fn write(path: &Path, bytes: &[u8], replace: bool) -> io::Result<()> {
     }
     written?;
     File::open(parent)?.sync_all()
+}
+
+/// Says what a [`write`] of `path` that was killed has left beside it. It is not deleted: another may be under way.
+pub fn warn_of_unfinished(path: &Path) {
+    let (parent, Some(name)) = (parent(path), path.file_name()) else { return };
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        if is_unfinished(entry.file_name().as_bytes(), name.as_bytes()) {
+            log::warn!(
+                "{} was left by a command that was interrupted, if none is at work on it: delete it, it may hold secrets",
+                parent.join(entry.file_name()).display()
+            );
+        }
+    }
+}
+
+/// Whether a name is one under which a process writes what is to be named `name`.
+fn is_unfinished(new: &[u8], name: &[u8]) -> bool {
+    let number =
+        new.strip_prefix(b".").and_then(|new| new.strip_prefix(name)?.strip_prefix(b".")?.strip_suffix(b".new"));
+    number.is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit))
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -54,6 +54,7 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
         swtpm::export(&folder, to, args.swtpm_key.as_ref(), args.force)?;
     }
     let Some(file) = &args.file else { return Ok(ExitCode::SUCCESS) };
+    new_file::warn_of_unfinished(file);
     let path = file.display();
     match new_file::write(file, &archive::encode(&files), args.force) {
         Ok(()) => {}
