@@ -6,7 +6,7 @@ mod common;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use common::crb::{BUFFER, CONTROL_AREA, CTRL_START, Crb, Start};
+use common::crb::{BUFFER, CONTROL_AREA, CTRL_REQ, CTRL_START, Crb, DOORBELL, LOC_CTRL, Start};
 use common::process::until;
 use common::raw_client::{DEVICE_RESET, RawClient};
 use common::server::Server;
@@ -62,6 +62,43 @@ fn a_client_that_never_maps_is_served() {
         let server = server(start, &[]);
         let mut crb = Crb::unmapped(RawClient::connect(&server.socket()), start);
         assert_eq!(ok(&mut crb, &get_random(32)).len(), 44);
+    }
+}
+
+/// The client of the `vfio_user` crate maps as VMMs of its kind do.
+#[test]
+fn an_independent_client_finds_the_memory_and_runs_a_command() {
+    for (start, area) in [(Start::Register, (BUFFER, 0x1000)), (Start::Doorbell, (CONTROL_AREA, 0x2000))] {
+        let server = server(start, &[]);
+        let mut client = vfio_user::Client::new(&server.socket()).unwrap();
+        let region = client.region(BAR0).unwrap();
+        let areas: Vec<_> = region.sparse_areas.iter().map(|area| (area.offset, area.size)).collect();
+        assert_eq!((region.size, areas), (0x2_0000, vec![area]));
+        let memory = region.file_offset.as_ref().unwrap().file().try_clone().unwrap();
+        memory.write_all_at(&get_random(8), BUFFER).unwrap();
+        let mut write = |offset: u64, value: u32| client.region_write(BAR0, offset, &value.to_le_bytes()).unwrap();
+        let running = match start {
+            Start::Register => {
+                write(LOC_CTRL, 1);
+                write(CTRL_REQ, 1);
+                write(CTRL_START, 1);
+                CTRL_START
+            }
+            Start::Doorbell => {
+                write(CONTROL_AREA + CTRL_START, 1);
+                write(DOORBELL, 1);
+                CONTROL_AREA + CTRL_START
+            }
+        };
+        let mut has_ended = || {
+            let mut word = [0xff; 4];
+            client.region_read(BAR0, running, &mut word).unwrap();
+            (word == [0; 4]).then_some(())
+        };
+        until(PATIENCE, &mut has_ended).expect("the command ends");
+        let mut response = [0; 20];
+        memory.read_exact_at(&mut response, BUFFER).unwrap();
+        assert_eq!(response[..10], [0x80, 1, 0, 0, 0, 20, 0, 0, 0, 0], "{start:?}");
     }
 }
 
