@@ -99,7 +99,7 @@ fn next_client_finds_the_device_as_it_was_and_nothing_of_the_last() {
     client.assert_in_step();
     {
         let state = server.control.state();
-        assert_eq!((state.connected, state.disconnected, state.concluded, state.resets), (2, 1, 0, 0));
+        assert_eq!((state.connected, state.disconnected, state.concluded, state.resets), (2, 1, 1, 0));
     }
     server.stop();
 }

@@ -7,10 +7,13 @@
 
 mod common;
 
+use std::net::Shutdown;
+
 use common::ToyServer;
 use common::raw_client::*;
 use common::toy::{RAM, READ_ONLY, SLOW, WRITE_ONLY};
 use nix::libc::{EINVAL, EOPNOTSUPP, EPROTONOSUPPORT};
+use nix::sys::signal::Signal;
 
 #[test]
 fn qemus_proposal_gets_a_subset_with_smaller_values() {
@@ -274,6 +277,25 @@ fn late_answers_are_given_before_a_reset() {
     assert_eq!((client.receive().id, client.receive().id), (late, reset));
     assert_eq!(server.control.state().resets, 1);
     server.stop();
+}
+
+#[test]
+fn late_answers_are_given_before_the_end() {
+    // The client says no more.
+    let server = ToyServer::start();
+    let mut client = server.client();
+    let late = client.send(REGION_READ, 0, &access(SLOW, 0, 1, &[]), &[]);
+    client.stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(client.receive().id, late);
+    client.assert_closed();
+    // The server is to end.
+    let mut client = server.client();
+    let late = client.send(REGION_READ, 0, &access(SLOW, 0, 1, &[]), &[]);
+    client.assert_in_step();
+    server.signal(Signal::SIGTERM);
+    assert_eq!(client.receive().id, late);
+    client.assert_closed();
+    server.join().1.unwrap();
 }
 
 #[test]

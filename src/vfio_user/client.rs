@@ -137,10 +137,14 @@ impl Client {
         self.session.unmask(device);
     }
 
-    /// Its descriptors and mappings go with it.
+    /// Its descriptors and mappings go with it. What it is still owed is sent, as far as it takes it now.
     pub(super) fn end(self, device: &mut dyn Device) {
-        self.session.end(device);
-        self.connection.close();
+        let Self { connection, session, mut outbox, .. } = self;
+        session.end(device, &mut outbox);
+        if let Err(error) = outbox.flush(|data, descriptor| connection.send(data, descriptor)) {
+            log::debug!("the last replies cannot be sent: {error}");
+        }
+        connection.close();
     }
 
     /// Sends what the client takes.

@@ -144,7 +144,7 @@ pub trait Device {
     /// A client has connected and agreed on a version.
     fn connected(&mut self) {}
 
-    /// The client is gone. The device keeps its state; accesses not yet answered are forgotten.
+    /// The client is gone; what it was owed was asked for. The device keeps its state.
     fn disconnected(&mut self) {}
 
     /// Called when a source that the device registered with the server's poll became ready, or its

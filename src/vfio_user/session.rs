@@ -100,8 +100,10 @@ impl Session {
         device.interrupts(&mut self.irqs);
     }
 
-    /// Ends the session; what the client had set up goes with it.
-    pub(super) fn end(self, device: &mut dyn Device) {
+    /// Ends the session; what the client had set up goes with it. What waits is answered first: the client may have
+    /// closed only its own half, or be the one that is left.
+    pub(super) fn end(mut self, device: &mut dyn Device, outbox: &mut Outbox) {
+        self.held.conclude(device, outbox);
         if self.agreed.is_some() {
             device.disconnected();
         }

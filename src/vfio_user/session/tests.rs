@@ -222,7 +222,7 @@ fn refused_version_closes_and_the_device_hears_nothing() {
         let mut bench = Bench::silent();
         assert_eq!(bench.send(VERSION, 0, body), Next::Close);
         assert_eq!(bench.replies().first().unwrap().flags, 0x21);
-        bench.session.end(&mut bench.device);
+        bench.session.end(&mut bench.device, &mut Outbox::default());
         assert!(bench.device.calls.is_empty());
     }
 }
@@ -492,11 +492,14 @@ fn device_that_does_not_answer_when_it_must_reads_as_ones() {
 }
 
 #[test]
-fn end_forgets_what_waits_and_tells_the_device_once() {
+fn end_answers_what_waits_and_then_tells_the_device_once() {
     let mut bench = Bench::new();
     let _next = bench.send(REGION_READ, 0, &access(LATER, 0, 1, &[]));
-    bench.session.end(&mut bench.device);
-    assert_eq!(bench.device.calls[1..], ["disconnected"]);
+    let mut outbox = Outbox::default();
+    bench.session.end(&mut bench.device, &mut outbox);
+    assert!(!outbox.is_empty());
+    assert_eq!(bench.device.calls.last().unwrap(), "disconnected");
+    assert_eq!(bench.device.calls.iter().filter(|call| *call == "disconnected").count(), 1);
 }
 
 mod properties {
