@@ -99,13 +99,13 @@ impl Accelerator {
     fn write_bystanders(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new([
             "TPM",
-            "disk, TPM idle",
-            "TPM busy",
-            "query, TPM idle",
+            "disk/s, TPM idle",
+            "disk/s, busy",
+            "query µs, TPM idle",
             "p99",
-            "TPM busy",
+            "query µs, busy",
             "p99",
-            "TPM commands",
+            "commands/s",
         ]);
         for Observed { setup, idle, busy } in &self.bystanders {
             let mut row = vec![setup.title(), format!("{:.0}", idle.disk_rate()), format!("{:.0}", busy.disk_rate())];
