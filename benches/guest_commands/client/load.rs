@@ -20,7 +20,7 @@ const PAGES: u32 = 4096;
 #[repr(align(4096))]
 struct Page([u8; PAGE]);
 
-/// Uses the disk for a time and, if there is one, the TPM.
+/// Uses the disk for a time and, if there is one, the TPM; at least once.
 pub(crate) fn run(milliseconds: u32, tpm: Option<&mut Tpm>) -> Done {
     let end = Instant::now() + Duration::from_millis(milliseconds.into());
     std::thread::scope(|scope| {
@@ -33,10 +33,12 @@ pub(crate) fn run(milliseconds: u32, tpm: Option<&mut Tpm>) -> Done {
 fn use_tpm(tpm: &mut Tpm, end: Instant) -> u32 {
     stay_on(1);
     let mut commands = 0;
-    while Instant::now() < end {
+    loop {
         commands += tpm.run_each();
+        if Instant::now() >= end {
+            return commands;
+        }
     }
-    commands
 }
 
 /// Writes pages and reads them again, here and there, past the guest's cache.
@@ -45,7 +47,7 @@ fn use_disk(end: Instant) -> u32 {
     let disk = File::options().read(true).write(true).custom_flags(O_DIRECT).open(DISK).expect(DISK);
     let mut page = Box::new(Page([0; PAGE]));
     let mut operations = 0_u32;
-    while Instant::now() < end {
+    loop {
         // A stride that meets every page.
         let page_number = (operations / 2).wrapping_mul(1001) % PAGES;
         let offset = u64::from(page_number) * PAGE as u64;
@@ -53,8 +55,10 @@ fn use_disk(end: Instant) -> u32 {
         disk.write_all_at(&page.0, offset).expect("the disk takes a page");
         disk.read_exact_at(&mut page.0, offset).expect("the disk gives a page");
         operations += 2;
+        if Instant::now() >= end {
+            return operations;
+        }
     }
-    operations
 }
 
 /// Keeps this thread on one CPU, as far as there are so many.
