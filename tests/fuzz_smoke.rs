@@ -103,6 +103,11 @@ fn the_register_file_does_what_its_model_does() {
 }
 
 #[test]
+fn a_crb_does_what_its_model_does_whatever_the_guest_writes_meanwhile() {
+    smoke("crb", fuzz::crb::run, 3000);
+}
+
+#[test]
 fn an_exported_device_is_taken_back_only_if_it_can_be() {
     smoke("device_state", fuzz::device_state::run, 5000);
 }

@@ -1,11 +1,15 @@
 //! The device's exported state as it comes back: taken only if a device can be in it, and then it behaves like one.
 
 use vfio_user_tpm::frontend::Effect;
+use vfio_user_tpm::frontend::crb::{Crb, CrbConfig, CrbDoorbell, CrbDoorbellState, CrbState};
 use vfio_user_tpm::frontend::tis::{Tis, TisConfig, TisState};
 use vfio_user_tpm::pci::{ConfigSpace, ConfigSpaceState, Identity, MemoryBar};
 use vfio_user_tpm::tpm::{BUFFER_SIZE, Header, TpmVersion};
 
+use super::pages::Pages;
 use super::tape::Tape;
+
+const COMMAND: [u8; 10] = [0x80, 1, 0, 0, 0, 10, 0, 0, 1, 0x44];
 
 const IDENTITY: Identity = Identity { vendor_id: 0x7666, device_id: 0x5450, revision_id: 1, class_code: 0x10_8000 };
 
@@ -16,6 +20,14 @@ pub fn run(data: &[u8]) {
     let json = tape.rest();
     if let Ok(state) = serde_json::from_slice::<TisState>(json) {
         registers(config, &state);
+    }
+    let TisConfig { guest_locality_4, .. } = config;
+    let config = CrbConfig { vendor_id: 0x1014, device_id: 1, revision: 7, guest_locality_4 };
+    if let Ok(state) = serde_json::from_slice::<CrbState>(json) {
+        crb(config, &state);
+    }
+    if let Ok(state) = serde_json::from_slice::<CrbDoorbellState>(json) {
+        crb_doorbell(&state);
     }
     if let Ok(state) = serde_json::from_slice::<ConfigSpaceState>(json) {
         configuration(&state);
@@ -35,7 +47,7 @@ fn registers(config: TisConfig, state: &TisState) {
     let mut response = [0; 64];
     (0..=BUFFER_SIZE / 64).for_each(|_| tis.read(0x80, &mut response));
     for page in 0..4 {
-        for (register, data) in [(0, &[0x08][..]), (0x18, &[0x40]), (0x80, &[0x80, 1, 0, 0, 0, 10, 0, 0, 1, 0x44])] {
+        for (register, data) in [(0, &[0x08][..]), (0x18, &[0x40]), (0x80, &COMMAND)] {
             assert!(tis.write(page * 0x1000 + register, data).is_none_or(|effect| effect == Effect::Cancel));
         }
     }
@@ -48,6 +60,45 @@ fn registers(config: TisConfig, state: &TisState) {
     if owner == 3 {
         assert!(matches!(tis.write(0x3018, &[0x20]), Some(Effect::Execute(_))));
     }
+}
+
+fn crb(config: CrbConfig, state: &CrbState) {
+    let mut crb = match Crb::from_state(config, state, Pages::new()) {
+        Ok(crb) => crb,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    assert_eq!(crb.state(), *state);
+    assert!(crb.command().is_empty() || crb.is_busy() && Header::of_whole(crb.command()).is_some());
+    // Whatever runs can be answered; and the next command comes through.
+    crb.complete(&Header { tag: 0x8001, size: 10, code: 0 }.to_bytes());
+    assert!(!crb.is_busy());
+    assert_eq!(crb.write(0x9000, &COMMAND), None);
+    for page in 0..4 {
+        for (register, bit) in [(0x08, 4), (0x40, 1)] {
+            assert_eq!(crb.write(page * 0x1000 + register, &[bit]), None);
+        }
+    }
+    let mut granted = [0];
+    crb.read(0x300c, &mut granted);
+    if granted[0] & 1 != 0 {
+        assert!(matches!(crb.write(0x304c, &[1]), Some(Effect::Execute(_))));
+    } else {
+        crb.read(0x400c, &mut granted);
+        assert!(granted[0] & 1 != 0, "locality 3 has seized the TPM, unless 4 had it");
+    }
+}
+
+fn crb_doorbell(state: &CrbDoorbellState) {
+    let mut crb = match CrbDoorbell::from_state(state, Pages::new()) {
+        Ok(crb) => crb,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    assert_eq!(crb.state(), *state);
+    assert_eq!(crb.is_busy(), Header::of_whole(crb.command()).is_some());
+    crb.complete(&Header { tag: 0x8001, size: 10, code: 0 }.to_bytes());
+    assert!(!crb.is_busy());
+    assert_eq!(crb.write(0x9000, &COMMAND), None);
+    assert!(matches!(crb.write(0x5000, &[1]), Some(Effect::Execute(_))));
 }
 
 fn configuration(state: &ConfigSpaceState) {

@@ -7,6 +7,7 @@ pub mod anchor;
 pub mod archive;
 pub mod arguments;
 pub mod certificates;
+pub mod crb;
 pub mod description;
 pub mod device_state;
 pub mod frames;
@@ -19,7 +20,9 @@ pub mod swtpm;
 pub mod swtpm_file;
 pub mod worker;
 
+mod crb_model;
 mod log_lines;
 pub mod open_descriptors;
+mod pages;
 mod tape;
 mod tis_model;

@@ -301,12 +301,12 @@ fn place(address: u64) -> Option<(u8, u64, usize)> {
 }
 
 /// The size field of a command or response of at least 6 bytes.
-fn size_field(message: &[u8]) -> u64 {
+pub fn size_field(message: &[u8]) -> u64 {
     message[2..6].iter().fold(0, |size, byte| size << 8 | u64::from(*byte))
 }
 
 /// The parts of an access that lie in one 32-bit word each: address and range in the data.
-fn words(offset: u64, length: usize) -> Vec<(u64, std::ops::Range<usize>)> {
+pub fn words(offset: u64, length: usize) -> Vec<(u64, std::ops::Range<usize>)> {
     let mut words: Vec<(u64, std::ops::Range<usize>)> = Vec::new();
     for index in 0..length {
         let Some(address) = offset.checked_add(index as u64) else { break };
