@@ -1,4 +1,4 @@
-//! What lies where in BAR0, the device's only BAR. Guests' drivers and tables depend on this map: it never changes.
+//! What lies where in BAR0, the device's only BAR, and the one register of ours in configuration space. Guests' drivers and tables depend on this map: it never changes.
 //!
 //! The map is the same in every mode. Parts that a mode does not serve, and the gaps between the windows, read 0xff and
 //! drop writes.
@@ -13,6 +13,10 @@ pub const LOCALITIES: Window = Window { name: "localities", offset: 0x0_0000, le
 
 /// The page whose write starts the command of a CRB with ACPI start.
 pub const DOORBELL: Window = Window { name: "doorbell", offset: 0x0_5000, length: 0x1000 };
+
+/// The doorbell once more, in the device dependent part of configuration space (PCI Local Bus 3.0, section 6.1): its offset
+/// there. It needs no address, so a method of ACPI rings it in half the time, and never writes to RAM by mistake.
+pub const CONFIG_DOORBELL: u8 = 0x40;
 
 /// The memory through which ACPI hands over physical presence requests.
 pub const PPI: Window = Window { name: "ppi", offset: 0x0_6000, length: 0x1000 };

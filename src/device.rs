@@ -104,6 +104,22 @@ impl TpmDevice {
         self.registers.place(self.config.bar0_address());
     }
 
+    fn write_bar0(&mut self, offset: u64, data: &[u8]) -> Answer {
+        if let Some(effect) = self.registers.write(offset, data) {
+            self.carry_out(effect);
+            let starts = matches!(effect, Effect::Execute(_)) && self.registers.start_is_awaited();
+            if starts && self.may_wait(Access::Start) {
+                return Answer::Later(Ticket(offset));
+            }
+        }
+        Answer::Now
+    }
+
+    /// Whether the doorbell is at this offset of configuration space.
+    fn is_config_doorbell(&self, offset: u64) -> bool {
+        offset == u64::from(bar_map::CONFIG_DOORBELL) && matches!(self.registers, Registers::CrbDoorbell(_))
+    }
+
     /// Whether the guest would only learn from this access that its command still runs, and may wait for more.
     fn may_wait(&mut self, access: Access) -> bool {
         let waits = match access {
@@ -175,6 +191,9 @@ impl Device for TpmDevice {
 
     fn write(&mut self, index: u32, offset: u64, data: &[u8]) -> Answer {
         match index {
+            ffi::VFIO_PCI_CONFIG_REGION_INDEX if self.is_config_doorbell(offset) => {
+                return self.write_bar0(bar_map::DOORBELL.offset.into(), data);
+            }
             ffi::VFIO_PCI_CONFIG_REGION_INDEX => {
                 let before = self.config.bar0_address();
                 self.config.write(offset, data);
@@ -182,15 +201,7 @@ impl Device for TpmDevice {
                     self.place();
                 }
             }
-            ffi::VFIO_PCI_BAR0_REGION_INDEX => {
-                if let Some(effect) = self.registers.write(offset, data) {
-                    self.carry_out(effect);
-                    let starts = matches!(effect, Effect::Execute(_)) && self.registers.start_is_awaited();
-                    if starts && self.may_wait(Access::Start) {
-                        return Answer::Later(Ticket(offset));
-                    }
-                }
-            }
+            ffi::VFIO_PCI_BAR0_REGION_INDEX => return self.write_bar0(offset, data),
             _ => {}
         }
         Answer::Now

@@ -10,7 +10,7 @@ use common::crb::{BUFFER, CONTROL_AREA, CTRL_REQ, CTRL_START, Crb, DOORBELL, LOC
 use common::process::until;
 use common::raw_client::{DEVICE_RESET, RawClient};
 use common::server::Server;
-use common::tis::BAR0;
+use common::tis::{BAR0, CONFIG};
 use common::tpm_commands::*;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::signal::{Signal, kill};
@@ -257,10 +257,20 @@ fn pcr_17_extends_from_locality_3_and_not_from_0() {
 }
 
 #[test]
+fn the_doorbell_rings_in_configuration_space_too() {
+    let server = server(Start::Doorbell, &[]);
+    let mut crb = mapped(&server, Start::Doorbell);
+    crb.write_memory(BUFFER, &get_random(8));
+    crb.write32(CTRL_START, 1);
+    crb.client.region_write(CONFIG, 0x40, &1_u32.to_le_bytes());
+    assert_eq!(code_of(&crb.response()), RC_SUCCESS);
+}
+
+#[test]
 fn registers_say_where_the_buffer_is() {
     let server = server(Start::Register, &[]);
     let mut crb = mapped(&server, Start::Register);
-    crb.client.region_write(common::tis::CONFIG, 0x10, &0xfe80_0000_u32.to_le_bytes());
+    crb.client.region_write(CONFIG, 0x10, &0xfe80_0000_u32.to_le_bytes());
     let read = |crb: &mut Crb, offset| crb.client.region_read(BAR0, offset, 4);
     assert_eq!(read(&mut crb, 0x58), 0x1000_u32.to_le_bytes());
     assert_eq!(read(&mut crb, 0x5c), 0xfe80_9000_u32.to_le_bytes());

@@ -20,7 +20,10 @@ use crate::bar_map;
 /// area is 0x40 bytes from the start of `_CRS`.
 pub(super) fn ssdt(device: &TpmDevice) -> Table {
     let control_area = ControlArea { bar_offset: bar_map::LOCALITIES.offset + bar_map::CONTROL_AREA_START };
-    ssdt::table(device, Additions { objects: vec![&control_area], in_crs: vec![&ControlArea::update()] })
+    ssdt::table(
+        device,
+        Additions { in_pci_device: Vec::new(), objects: vec![&control_area], in_crs: vec![&ControlArea::update()] },
+    )
 }
 
 /// The control area's address in the TPM2 table. It is updated by `_INI`, before a driver looks for it, and by `_CRS`, since

@@ -2,20 +2,20 @@
 //! `_DSM` by which a driver has a command started.
 
 use acpi_tables::aml::{
-    And, Arg, BufferData, Equal, Field, FieldAccessType, FieldLockRule, FieldUpdateRule, If, Local, Method, ONE,
-    OpRegion, OpRegionSpace, Or, Return, Store, Uuid, ZERO,
+    Arg, BufferData, Equal, Field, FieldAccessType, FieldLockRule, FieldUpdateRule, If, Method, ONE, OpRegion,
+    OpRegionSpace, Return, Store, Uuid, ZERO,
 };
 use acpi_tables::{Aml, AmlSink};
 
 use super::TpmDevice;
 use super::crb::ControlArea;
-use super::ssdt::{self, Additions, BAR_ADDRESS, BAR0, NO_TARGET, named, path};
+use super::ssdt::{self, Additions, named, path};
 use super::table::Table;
 use crate::bar_map;
 
 /// The `_DSM` functions of the ACPI start method (TCG ACPI Specification 1.3, start method 8 of the TPM2 table).
 const START_METHOD: &str = "6bbf6cab-5463-4714-b7cd-f0203c0368d4";
-/// Function 1: start. It returns 0 for success and 1 for a failure.
+/// Function 1: start. It returns 0 for success.
 const START: &dyn Aml = &ONE;
 /// Function 0 of every `_DSM`: which functions there are, a bit for each (ACPI 6.5, section 9.1.1).
 const QUERY: &dyn Aml = &ZERO;
@@ -24,49 +24,46 @@ const QUERY_AND_START: u8 = 1 << 0 | 1 << 1;
 /// The SSDT of a CRB whose control area has a page of its own and whose commands start by the doorbell.
 pub(super) fn ssdt(device: &TpmDevice) -> Table {
     let control_area = ControlArea { bar_offset: bar_map::CONTROL_AREA.offset + bar_map::CONTROL_AREA_START };
-    ssdt::table(device, Additions { objects: vec![&control_area, &Dsm], in_crs: vec![&ControlArea::update()] })
+    ssdt::table(
+        device,
+        Additions {
+            in_pci_device: vec![&Doorbell],
+            objects: vec![&control_area, &Dsm],
+            in_crs: vec![&ControlArea::update()],
+        },
+    )
 }
 
-/// `_DSM`. It runs for each command, so what starts one comes first. The doorbell is where the BAR is now; where a BAR at 0,
-/// which has no address, would have it, there is RAM.
+/// The doorbell in the PCI device's configuration space.
+struct Doorbell;
+
+impl Aml for Doorbell {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        OpRegion::new(path("BELL"), OpRegionSpace::PCIConfig, &bar_map::CONFIG_DOORBELL, &4_u8).to_aml_bytes(sink);
+        let ring = vec![named(*b"RING", 32)];
+        Field::new(path("BELL"), FieldAccessType::DWord, FieldLockRule::NoLock, FieldUpdateRule::Preserve, ring)
+            .to_aml_bytes(sink);
+    }
+}
+
+/// `_DSM`. It runs for each command, so what starts one comes first, and is one write that needs no address. Whether the
+/// device is ours, `_STA` has said: without it, nobody has this method called.
 struct Dsm;
 
 impl Aml for Dsm {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        let (uuid, function, bar) = (Arg(0), Arg(2), Local(0));
+        let (uuid, function) = (Arg(0), Arg(2));
         Method::new(
             path("_DSM"),
             4,
-            true, // it creates named objects
+            false,
             vec![
                 &If::new(
                     &Equal::new(&uuid, &Uuid::new(START_METHOD)),
                     vec![
                         &If::new(
                             &Equal::new(&function, START),
-                            vec![
-                                &If::new(
-                                    &And::new(&bar, &path(BAR0), &BAR_ADDRESS),
-                                    vec![
-                                        &OpRegion::new(
-                                            path("BELL"),
-                                            OpRegionSpace::SystemMemory,
-                                            &Or::new(&NO_TARGET, &bar, &bar_map::DOORBELL.offset),
-                                            &4_u8,
-                                        ),
-                                        &Field::new(
-                                            path("BELL"),
-                                            FieldAccessType::DWord,
-                                            FieldLockRule::NoLock,
-                                            FieldUpdateRule::Preserve,
-                                            vec![named(*b"RING", 32)],
-                                        ),
-                                        &Store::new(&path("RING"), &ONE),
-                                        &Return::new(&ZERO),
-                                    ],
-                                ),
-                                &Return::new(&ONE),
-                            ],
+                            vec![&Store::new(&path("RING"), &ONE), &Return::new(&ZERO)],
                         ),
                         &If::new(
                             &Equal::new(&function, QUERY),

@@ -36,6 +36,8 @@ pub(super) const NO_TARGET: Zero = ZERO;
 /// What an interface adds to the SSDT.
 #[derive(Default)]
 pub(super) struct Additions<'a> {
+    /// Objects of the PCI device, in whose scope its configuration space is reached.
+    pub(super) in_pci_device: Vec<&'a dyn Aml>,
     /// Objects of the device `TPM`.
     pub(super) objects: Vec<&'a dyn Aml>,
     /// What `_CRS` does as well if the BAR has an address.
@@ -44,7 +46,7 @@ pub(super) struct Additions<'a> {
 
 /// The SSDT that adds the device `TPM` below the PCI device's node.
 pub(super) fn table(device: &TpmDevice, additions: Additions<'_>) -> Table {
-    let Additions { objects, in_crs } = additions;
+    let Additions { in_pci_device, objects, in_crs } = additions;
     let mut body = Vec::new();
     Scope::new(
         path(&device.placement().acpi_node()),
@@ -53,6 +55,7 @@ pub(super) fn table(device: &TpmDevice, additions: Additions<'_>) -> Table {
             &config_field(FieldAccessType::DWord, vec![named(*b"VDID", 32), Reserved(96), named(*b"BAR0", 32)]),
             // A word, not more: ones written to the status register beside it clear its bits.
             &config_field(FieldAccessType::Word, vec![Reserved(32), named(*b"CMDR", 16)]),
+            &Terms(in_pci_device),
             &Device::new(
                 path("TPM_"),
                 vec![

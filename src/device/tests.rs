@@ -160,6 +160,29 @@ fn the_answer_waits_for_the_end_of_the_command() {
 }
 
 #[test]
+fn the_doorbell_rings_in_configuration_space_too() {
+    const CONFIG: u32 = ffi::VFIO_PCI_CONFIG_REGION_INDEX;
+    let ring = |bench: &mut Bench| {
+        bench.write(BUFFER, &COMMAND);
+        bench.device.write(CONFIG, bar_map::CONFIG_DOORBELL.into(), &[1, 0, 0, 0])
+    };
+    let mut bench = Bench::new(Kind::CrbDoorbell, LONG);
+    assert!(held(ring(&mut bench)));
+    assert_eq!(bench.backend.calls(), [Call::Execute(0, COMMAND.to_vec())]);
+    bench.respond();
+    assert_eq!(bench.resume(false).0, Answer::Now);
+    assert!(bench.has_ended());
+    let mut data = [0xff; 4];
+    assert_eq!(bench.device.read(CONFIG, bar_map::CONFIG_DOORBELL.into(), &mut data), Answer::Now);
+    assert_eq!(data, [0; 4]);
+    for kind in [Kind::Tis, Kind::Crb] {
+        let mut bench = Bench::new(kind, LONG);
+        assert_eq!(ring(&mut bench), Answer::Now);
+        assert_eq!(bench.backend.calls(), [], "{kind:?}");
+    }
+}
+
+#[test]
 fn an_answer_that_is_wanted_now_says_that_the_command_runs() {
     for kind in KINDS {
         let mut bench = Bench::new(kind, LONG);

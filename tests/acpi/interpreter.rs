@@ -1,5 +1,5 @@
 //! A played machine in which acpiexec runs the tables' methods: it keeps what they write to the PCI device's configuration
-//! space and to memory, and has the TPM2 table loaded as an operating system has.
+//! space, and has the TPM2 table loaded as an operating system has.
 
 use std::fs;
 
@@ -108,9 +108,9 @@ impl Script {
         self.call("TUNK", &[function])
     }
 
-    /// 32 bits of memory, which are 0 until they are written.
-    pub fn memory(self, address: u32) -> Self {
-        self.call("TMEM", &[address])
+    /// What was written to the doorbell since this was last asked; 0 for nothing.
+    pub fn doorbell(self) -> Self {
+        self.call("TBEL", &[])
     }
 
     /// The values, in order; they must be the same with integers of 32 bits, as QEMU's machines have, and of 64.
@@ -205,12 +205,9 @@ fn crb_methods(node: &str) -> String {
         DataTableRegion (TTAB, "TPM2", "", "")
         Field (TTAB, AnyAcc, NoLock, Preserve) {{ TALL, 608 }}
         Method (TTPM) {{ Return (TALL) }}
-        Method (TMEM, 1, Serialized)
-        {{
-            OperationRegion (TMEM, SystemMemory, Arg0, 4)
-            Field (TMEM, DWordAcc, NoLock, Preserve) {{ TDWD, 32 }}
-            Return (TDWD)
-        }}
+        OperationRegion (TDBL, PCI_Config, 0x40, 4)
+        Field (TDBL, DWordAcc, NoLock, Preserve) {{ TRNG, 32 }}
+        Method (TBEL) {{ Local0 = TRNG  TRNG = Zero  Return (Local0) }}
         {start_method}
         {unknown}"#
     )

@@ -18,6 +18,12 @@ DefinitionBlock ("", "SSDT", 2, "VFUTPM", "TPMCRBDB", 1)
             CMDR, 16
         }
 
+        OperationRegion (BELL, PCI_Config, 0x40, 0x04)
+        Field (BELL, DWordAcc, NoLock, Preserve)
+        {
+            RING, 32
+        }
+
         Device (TPM)
         {
             Name (_HID, "MSFT0101")
@@ -81,23 +87,14 @@ DefinitionBlock ("", "SSDT", 2, "VFUTPM", "TPMCRBDB", 1)
                 PTCH ()
             }
 
-            Method (_DSM, 4, Serialized)
+            Method (_DSM, 4, NotSerialized)
             {
                 If (Arg0 == ToUUID ("6bbf6cab-5463-4714-b7cd-f0203c0368d4"))
                 {
                     If (Arg2 == One)
                     {
-                        If (Local0 = BAR0 & 0xFFFFFFF0)
-                        {
-                            OperationRegion (BELL, SystemMemory, Local0 | 0x5000, 4)
-                            Field (BELL, DWordAcc, NoLock, Preserve)
-                            {
-                                RING, 32
-                            }
-                            RING = One
-                            Return (Zero)
-                        }
-                        Return (One)
+                        RING = One
+                        Return (Zero)
                     }
                     If (Arg2 == Zero)
                     {
