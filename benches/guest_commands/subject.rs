@@ -16,13 +16,15 @@ use super::processes::{CpuTime, Processes};
 use super::setups::RunningTpm;
 
 /// QEMU's trace events of which each register access causes one.
-const EVENTS: [&str; 6] = [
+const EVENTS: [&str; 7] = [
     "tpm_tis_mmio_read",
     "tpm_tis_mmio_write",
     "tpm_crb_mmio_read",
     "tpm_crb_mmio_write",
     "vfio_region_read",
     "vfio_region_write",
+    // The doorbell in configuration space.
+    "vfio_pci_write_config",
 ];
 
 /// The disk of a guest, of which the client uses the beginning.
