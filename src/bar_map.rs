@@ -1,4 +1,5 @@
-//! What lies where in BAR0, the device's only BAR, and the one register of ours in configuration space. Guests' drivers and tables depend on this map: it never changes.
+//! What lies where in BAR0, the device's only BAR, and the one register of ours in configuration space. Guests' drivers and
+//! tables depend on this map: it never changes.
 //!
 //! The map is the same in every mode. Parts that a mode does not serve, and the gaps between the windows, read 0xff and
 //! drop writes.

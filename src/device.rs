@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::bar_map;
+use crate::bar_map::{self, Window};
 use crate::completion_hold::CompletionHold;
 use crate::engine::Engine;
 use crate::frontend::{Effect, Registers};
@@ -33,15 +33,6 @@ pub const fn identity(vendor_id: u16, device_id: u16) -> Identity {
     Identity { vendor_id, device_id, revision_id: REVISION_ID, class_code: CLASS_CODE }
 }
 
-/// What the guest may map of BAR0 with a CRB: the buffer.
-const CRB_AREAS: [MappableArea; 1] =
-    [MappableArea { offset: bar_map::COMMAND_BUFFER.offset as u64, size: bar_map::COMMAND_BUFFER.length as u64 }];
-/// With a CRB with ACPI start: the control area and the buffer behind it.
-const CRB_DOORBELL_AREAS: [MappableArea; 1] = [MappableArea {
-    offset: bar_map::CONTROL_AREA.offset as u64,
-    size: (bar_map::COMMAND_BUFFER.end() - bar_map::CONTROL_AREA.offset) as u64,
-}];
-
 /// What becomes of the device around a command and a connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DeviceOptions {
@@ -55,6 +46,8 @@ pub struct DeviceOptions {
 pub struct TpmDevice {
     config: ConfigSpace,
     registers: Registers<SharedPages>,
+    /// What the guest may map of BAR0.
+    mappable: Vec<MappableArea>,
     engine: Engine,
     hold: CompletionHold,
     reset_on_connect: bool,
@@ -65,8 +58,14 @@ impl TpmDevice {
     #[must_use]
     pub fn new(identity: Identity, registers: Registers<SharedPages>, engine: Engine, options: DeviceOptions) -> Self {
         let DeviceOptions { reset_on_connect, completion_hold } = options;
-        let hold = CompletionHold::new(completion_hold);
-        let mut device = Self { config: ConfigSpace::new(identity, BAR0), registers, engine, hold, reset_on_connect };
+        let mut device = Self {
+            config: ConfigSpace::new(identity, BAR0),
+            mappable: areas(registers.shared_windows()),
+            registers,
+            engine,
+            hold: CompletionHold::new(completion_hold),
+            reset_on_connect,
+        };
         device.reset();
         device
     }
@@ -104,20 +103,12 @@ impl TpmDevice {
         self.registers.place(self.config.bar0_address());
     }
 
-    fn write_bar0(&mut self, offset: u64, data: &[u8]) -> Answer {
-        if let Some(effect) = self.registers.write(offset, data) {
-            self.carry_out(effect);
-            let starts = matches!(effect, Effect::Execute(_)) && self.registers.start_is_awaited();
-            if starts && self.may_wait(Access::Start) {
-                return Answer::Later(Ticket(offset));
-            }
-        }
-        Answer::Now
-    }
-
-    /// Whether the doorbell is at this offset of configuration space.
-    fn is_config_doorbell(&self, offset: u64) -> bool {
-        offset == u64::from(bar_map::CONFIG_DOORBELL) && matches!(self.registers, Registers::CrbDoorbell(_))
+    /// Carries out what a write at `offset` has led to, and answers it.
+    fn follow(&mut self, effect: Option<Effect>, offset: u64) -> Answer {
+        let Some(effect) = effect else { return Answer::Now };
+        self.carry_out(effect);
+        let starts = matches!(effect, Effect::Execute(_)) && self.registers.start_is_awaited();
+        if starts && self.may_wait(Access::Start) { Answer::Later(Ticket(offset)) } else { Answer::Now }
     }
 
     /// Whether the guest would only learn from this access that its command still runs, and may wait for more.
@@ -128,6 +119,19 @@ impl TpmDevice {
         };
         waits && self.hold.holds(Instant::now())
     }
+}
+
+/// The windows as a client maps them: those without a gap between them in one.
+fn areas(windows: &[Window]) -> Vec<MappableArea> {
+    let mut areas: Vec<MappableArea> = Vec::new();
+    for window in windows {
+        let (offset, size) = (u64::from(window.offset), u64::from(window.length));
+        match areas.last_mut().filter(|last| last.offset + last.size == offset) {
+            Some(last) => last.size += size,
+            None => areas.push(MappableArea { offset, size }),
+        }
+    }
+    areas
 }
 
 /// An access that may be answered later.
@@ -166,13 +170,8 @@ impl Device for TpmDevice {
     }
 
     fn mapping(&self, index: u32) -> Option<Mapping<'_>> {
-        let areas: &[MappableArea] = match self.registers {
-            Registers::Tis(_) => return None,
-            Registers::Crb(_) => &CRB_AREAS,
-            Registers::CrbDoorbell(_) => &CRB_DOORBELL_AREAS,
-        };
         let file = self.registers.memory()?.file()?;
-        (index == ffi::VFIO_PCI_BAR0_REGION_INDEX).then_some(Mapping { file, offset: 0, areas })
+        (index == ffi::VFIO_PCI_BAR0_REGION_INDEX).then_some(Mapping { file, offset: 0, areas: &self.mappable })
     }
 
     fn read(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Answer {
@@ -191,17 +190,21 @@ impl Device for TpmDevice {
 
     fn write(&mut self, index: u32, offset: u64, data: &[u8]) -> Answer {
         match index {
-            ffi::VFIO_PCI_CONFIG_REGION_INDEX if self.is_config_doorbell(offset) => {
-                return self.write_bar0(bar_map::DOORBELL.offset.into(), data);
-            }
             ffi::VFIO_PCI_CONFIG_REGION_INDEX => {
                 let before = self.config.bar0_address();
                 self.config.write(offset, data);
                 if self.config.bar0_address() != before {
                     self.place();
                 }
+                if offset == u64::from(bar_map::CONFIG_DOORBELL) {
+                    let effect = self.registers.ring(data);
+                    return self.follow(effect, offset);
+                }
             }
-            ffi::VFIO_PCI_BAR0_REGION_INDEX => return self.write_bar0(offset, data),
+            ffi::VFIO_PCI_BAR0_REGION_INDEX => {
+                let effect = self.registers.write(offset, data);
+                return self.follow(effect, offset);
+            }
             _ => {}
         }
         Answer::Now
@@ -234,8 +237,9 @@ impl Device for TpmDevice {
 
     /// Whoever was connected may have kept the pages: the next one gets others, with the same in them.
     fn disconnected(&mut self) {
+        let windows = self.registers.shared_windows();
         if let Some(pages) = self.registers.memory_mut() {
-            pages.renew();
+            pages.renew(windows);
             self.place();
         }
     }

@@ -23,7 +23,7 @@ use vm_memory::mmap::MmapRegion;
 use vm_memory::{FileOffset, VolatileMemory, VolatileSlice};
 use zeroize::Zeroizing;
 
-use crate::bar_map;
+use crate::bar_map::{self, Window};
 use crate::frontend::Memory;
 
 /// Bytes of the file. It is laid out as BAR0, so that an offset is the same in both; what nobody touches takes no memory.
@@ -34,7 +34,11 @@ const MFD_NOEXEC_SEAL: u32 = 0x8;
 
 /// Pages shared with one client.
 #[derive(Debug)]
-pub struct SharedPages(Pages);
+pub struct SharedPages {
+    pages: Pages,
+    /// Whether they are to be mapped, if the system lets them.
+    mappable: bool,
+}
 
 #[derive(Debug)]
 enum Pages {
@@ -47,26 +51,30 @@ impl SharedPages {
     /// Pages of zeros, which nobody else has.
     #[must_use]
     pub fn new() -> Self {
-        match create() {
-            Ok(region) => Self(Pages::Shared(region)),
-            Err(error) => {
-                log::warn!("no memory can be shared with the guest, which makes the TPM slower: {error}");
-                Self::unmappable()
-            }
-        }
+        let pages = create().map_or_else(
+            |error| {
+                log::warn!("no memory can be shared with the next client, which makes the TPM slower for it: {error}");
+                Pages::private()
+            },
+            Pages::Shared,
+        );
+        Self { pages, mappable: true }
     }
 
     /// Pages of zeros that nobody else will have: the guest reaches them by accesses alone.
     #[must_use]
     pub fn unmappable() -> Self {
-        Self(Pages::Private(vec![0; SIZE].into_boxed_slice()))
+        Self { pages: Pages::private(), mappable: false }
     }
 
-    /// Gives up the memory to whoever else may have it, and goes on with the same contents in memory that nobody has.
-    pub fn renew(&mut self) {
-        let Pages::Shared(_) = self.0 else { return };
+    /// Gives up the memory to whoever else may have it, and goes on in memory that nobody has, with the same in these
+    /// windows and zeros elsewhere.
+    pub fn renew(&mut self, windows: &[Window]) {
+        if !self.mappable {
+            return;
+        }
         let mut new = Self::new();
-        for window in [bar_map::CONTROL_AREA, bar_map::COMMAND_BUFFER] {
+        for window in windows {
             let mut page = Zeroizing::new(vec![0; window.length as usize]);
             self.read(window.offset, &mut page);
             new.write(window.offset, &page);
@@ -77,7 +85,7 @@ impl SharedPages {
     /// The file to map, with BAR0's layout; `None` if these pages cannot be mapped.
     #[must_use]
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
-        match &self.0 {
+        match &self.pages {
             Pages::Shared(region) => region.file_offset().map(|file| file.file().as_fd()),
             Pages::Private(_) => None,
         }
@@ -87,6 +95,12 @@ impl SharedPages {
     fn slice(region: &MmapRegion, offset: u32, length: usize) -> Option<VolatileSlice<'_>> {
         let offset = usize::try_from(offset).ok()?;
         region.get_slice(offset, length.min(SIZE.checked_sub(offset)?)).ok()
+    }
+}
+
+impl Pages {
+    fn private() -> Self {
+        Self::Private(vec![0; SIZE].into_boxed_slice())
     }
 }
 
@@ -100,7 +114,7 @@ impl Default for SharedPages {
 impl Memory for SharedPages {
     fn read(&self, offset: u32, data: &mut [u8]) {
         data.fill(0xff);
-        match &self.0 {
+        match &self.pages {
             Pages::Shared(region) => {
                 if let Some(slice) = Self::slice(region, offset, data.len()) {
                     slice.copy_to(data);
@@ -119,7 +133,7 @@ impl Memory for SharedPages {
     fn write(&mut self, offset: u32, data: &[u8]) {
         // Who sees this write sees all that were made before it.
         fence(Ordering::SeqCst);
-        match &mut self.0 {
+        match &mut self.pages {
             Pages::Shared(region) => {
                 if let Some(slice) = Self::slice(region, offset, data.len()) {
                     slice.copy_from(data);
@@ -202,8 +216,10 @@ mod tests {
         let mut pages = SharedPages::new();
         pages.write(0x8040, &[1, 2]);
         pages.write(0x9ffe, &[3, 4]);
+        pages.write(0xa000, &[6]);
         let former = peer(&pages);
-        pages.renew();
+        pages.renew(&[bar_map::CONTROL_AREA, bar_map::COMMAND_BUFFER]);
+        assert_eq!(read(&pages, 0xa000, 1), [0], "what no interface has is not handed on");
         assert_eq!((read(&pages, 0x8040, 2), read(&pages, 0x9ffe, 2)), (vec![1, 2], vec![3, 4]));
         former.write_all_at(&[9; 2], 0x8040).unwrap();
         pages.write(0x9ffe, &[5]);

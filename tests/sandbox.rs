@@ -52,7 +52,7 @@ fn each_thread_of_server_and_worker_is_confined_by_default() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::with_state(folder.path());
     serve(&server);
-    for (pid, threads) in [(server.pid(), 5), (server.running_engine(), 2)] {
+    for (pid, threads) in [(server.pid(), 9), (server.running_engine(), 2)] {
         assert_eq!(status(pid, "Name").len(), threads);
         is_everywhere(pid, "NoNewPrivs", "1");
         is_everywhere(pid, "Seccomp", "2");

@@ -39,8 +39,8 @@ pub enum Interface {
     Tis,
     /// The command response buffer of the PC Client Platform TPM Profile. TPM 2.0 only.
     Crb,
-    /// A command response buffer whose commands start by a method in the ACPI tables, which writes to the doorbell: the
-    /// TCG's "CRB with ACPI start". TPM 2.0 only.
+    /// A command response buffer whose commands start by a method in the ACPI tables, which rings the doorbell in
+    /// configuration space: the TCG's "CRB with ACPI start". TPM 2.0 only.
     CrbDoorbell,
 }
 

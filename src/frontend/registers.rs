@@ -3,6 +3,7 @@
 use super::crb::{Crb, CrbDoorbell};
 use super::tis::Tis;
 use super::{Effect, Memory};
+use crate::bar_map::{COMMAND_BUFFER, CONTROL_AREA, DOORBELL, Window};
 
 /// The registers behind BAR0, of whichever interface. Offsets are BAR0's ([`bar_map`](crate::bar_map)).
 #[derive(Clone, Debug)]
@@ -108,6 +109,15 @@ impl<M: Memory> Registers<M> {
             .is_some_and(|distance| usize::try_from(distance).is_ok_and(|distance| distance < len))
     }
 
+    /// Rings the doorbell, as a write to its window does, by another way; nothing where there is none.
+    #[must_use]
+    pub fn ring(&mut self, data: &[u8]) -> Option<Effect> {
+        match self {
+            Self::Tis(_) | Self::Crb(_) => None,
+            Self::CrbDoorbell(crb) => crb.write(DOORBELL.offset.into(), data),
+        }
+    }
+
     /// Whether the guest looks for the end of its command in memory of its own, so that only the write that starts the
     /// command can be held back.
     #[must_use]
@@ -115,6 +125,16 @@ impl<M: Memory> Registers<M> {
         match self {
             Self::Tis(_) | Self::Crb(_) => false,
             Self::CrbDoorbell(_) => true,
+        }
+    }
+
+    /// The windows of BAR0 that are memory shared with the guest, in ascending order.
+    #[must_use]
+    pub fn shared_windows(&self) -> &'static [Window] {
+        match self {
+            Self::Tis(_) => &[],
+            Self::Crb(_) => &[COMMAND_BUFFER],
+            Self::CrbDoorbell(_) => &[CONTROL_AREA, COMMAND_BUFFER],
         }
     }
 

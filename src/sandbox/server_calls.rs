@@ -16,11 +16,12 @@ const PRESSURE: &str = "depends on how much memory was used before, and by which
 
 /// With each backend.
 pub const CALLS: &[Call] = &[
-    // Clients, and what they send. A register access takes the first three and nothing else.
+    // Clients, and what they send. A register access takes the first three, and the fourth while the loop stays awake for the next one.
     #[cfg(target_arch = "x86_64")]
     call!(SYS_epoll_wait, "the event loop"),
     call!(SYS_recvmsg, "messages of clients with their descriptors"),
     call!(SYS_sendto, "replies"),
+    call!(SYS_sched_yield, "between two looks for the next access"),
     call!(SYS_epoll_pwait, "the event loop").unseen(SIBLING),
     call!(SYS_epoll_ctl, "what the event loop waits for"),
     call!(SYS_accept4, "clients"),
@@ -69,7 +70,6 @@ pub const CALLS: &[Call] = &[
     call!(SYS_madvise, "memory, and the stack of a thread that ends").unseen(END),
     call!(SYS_sigaltstack, "the end of a thread, and of the program"),
     call!(SYS_sched_getaffinity, "memory of another thread").unseen(PRESSURE),
-    call!(SYS_sched_yield, "a queue between threads").unseen("only when two threads meet at one moment"),
     call!(SYS_clock_gettime, "the time").unseen(NO_VDSO),
     call!(SYS_clock_nanosleep, "waits of the C library and of Rust's").unseen(SIBLING),
     call!(SYS_gettimeofday, "the time").unseen(NO_VDSO),

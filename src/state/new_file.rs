@@ -32,7 +32,7 @@ pub fn write(path: &Path, bytes: &[u8], replace: bool) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
-/// Says what a [`write`] of `path` that was killed has left beside it. It is not deleted: another may be under way.
+/// Says what a [`write()`] of `path` that was killed has left beside it. It is not deleted: another may be under way.
 pub fn warn_of_unfinished(path: &Path) {
     let (parent, Some(name)) = (parent(path), path.file_name()) else { return };
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {

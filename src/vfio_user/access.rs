@@ -102,6 +102,8 @@ impl HeldAccesses {
     }
 
     /// Asks the device again for every answer, and sends those that are there.
+    ///
+    /// Also after each message: what one access does may be what another waits for.
     pub(super) fn resume(&mut self, device: &mut dyn Device, outbox: &mut Outbox) {
         self.0.retain_mut(|held| {
             let answer = reply(held.header, held.request, held.data_size, outbox, |data| {

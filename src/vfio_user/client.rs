@@ -126,10 +126,13 @@ impl Client {
         }
     }
 
-    /// Sends what the device has to say after it was woken.
-    pub(super) fn resume(&mut self, device: &mut dyn Device) -> Result<(), Farewell> {
+    /// Sends what the device has to say after it was woken; returns whether that was anything.
+    pub(super) fn resume(&mut self, device: &mut dyn Device) -> Result<bool, Farewell> {
+        let waited = !self.outbox.is_empty();
         self.session.resume(device, &mut self.outbox);
-        self.flush()
+        let has_answered = !waited && !self.outbox.is_empty();
+        self.flush()?;
+        Ok(has_answered)
     }
 
     /// Unmasks what the client's eventfds say.

@@ -96,7 +96,7 @@ pub struct Ticket(pub u64);
 pub enum Answer {
     /// The access is done; for a read, the data is there.
     Now,
-    /// The reply waits. The server asks again, with [`Device::resume`], after each [`Device::wake`].
+    /// The reply waits. The server asks again, with [`Device::resume`], after each [`Device::wake`] and each message.
     Later(Ticket),
 }
 

@@ -79,7 +79,10 @@ pub struct Server {
     /// `None` if the only client came with a descriptor, and once the server is about to end.
     listener: Option<ListeningSocket>,
     allowed: AllowedUsers,
+    /// For what clients send, and for those that were served.
     closer: Closer,
+    /// For those that were not: they must not be in the way of the one that is.
+    strangers: Closer,
     client: Option<Watched>,
     /// Has come while its predecessor was leaving, or had not negotiated.
     successor: Option<UnixStream>,
@@ -110,6 +113,7 @@ impl Server {
             listener: None,
             allowed: listener.allowed,
             closer: Closer::start()?,
+            strangers: Closer::start()?,
             client: None,
             successor: None,
             handshake_limit: HANDSHAKE_LIMIT,
@@ -204,8 +208,7 @@ impl Server {
             if due.woken {
                 device.wake();
             }
-            self.serve_client(device, due);
-            if due.message {
+            if self.serve_client(device, due) {
                 self.busy_poll.note_access();
             }
             self.settle_succession(device);
@@ -219,6 +222,9 @@ impl Server {
             self.look(events, Some(Duration::ZERO))?;
             if !events.is_empty() {
                 self.busy_poll.note_event();
+                return Ok(());
+            }
+            if device.deadline().is_some_and(|deadline| deadline <= Instant::now()) {
                 return Ok(());
             }
             // Who is to send the next message may need this CPU for it.
@@ -281,25 +287,29 @@ impl Server {
     fn stop(&mut self, device: &mut dyn Device) {
         self.stopping = true;
         if let Some(successor) = self.successor.take() {
-            self.closer.hang_up(successor);
+            self.strangers.hang_up(successor);
         }
         self.paused_until = None;
         self.disconnect(device);
         if let Some(listener) = self.listener.take() {
             self.unwatch(listener.as_raw_fd());
             // Whatever those have sent who were not accepted goes with it.
-            self.closer.close([listener.close()]);
+            self.strangers.close([listener.close()]);
         }
         device.stop();
     }
 
-    /// Gives the client its turn.
-    fn serve_client(&mut self, device: &mut dyn Device, due: Due) {
-        let Some(watched) = &mut self.client else { return };
-        let served = watched.serve(device, due, self.clogging_limit).and_then(|()| Ok(watched.watch(&self.levels)?));
-        if let Err(reason) = served {
-            log::info!("{reason}");
-            self.disconnect(device);
+    /// Gives the client its turn; returns whether it may soon have more to say.
+    fn serve_client(&mut self, device: &mut dyn Device, due: Due) -> bool {
+        let Some(watched) = &mut self.client else { return false };
+        let served = watched.serve(device, due, self.clogging_limit);
+        match served.and_then(|is_active| watched.watch(&self.levels).map(|()| is_active).map_err(Farewell::from)) {
+            Ok(is_active) => is_active,
+            Err(reason) => {
+                log::info!("{reason}");
+                self.disconnect(device);
+                false
+            }
         }
     }
 
@@ -336,7 +346,7 @@ impl Server {
                 return;
             }
             let Some(listener) = &self.listener else { return };
-            if !self.closer.has_room() {
+            if !self.strangers.has_room() {
                 return self.pause_accepting(&"descriptors of earlier ones are still being closed");
             }
             let arrival = listener.accept();
@@ -352,7 +362,7 @@ impl Server {
 
     fn receive_arrival(&mut self, socket: UnixStream) {
         if let Err(stranger) = self.allowed.admit(&socket) {
-            self.closer.hang_up(socket);
+            self.strangers.hang_up(socket);
             return log::warn!("a client is refused: {stranger}");
         }
         match &self.client {
@@ -367,7 +377,7 @@ impl Server {
     }
 
     fn refuse(&self, socket: UnixStream) {
-        self.closer.hang_up(socket);
+        self.strangers.hang_up(socket);
         log::warn!("a second client is refused: this server has one at a time");
     }
 
@@ -463,14 +473,16 @@ impl Watched {
         if self.waiting == Waiting::ForRoom { Instant::now().checked_add(CLOGGED_PAUSE) } else { None }
     }
 
-    fn serve(&mut self, device: &mut dyn Device, due: Due, clogging_limit: Duration) -> Result<(), Farewell> {
-        if due.woken {
-            self.client.resume(device)?;
-        }
+    /// Returns whether it has said something, or was told what it has waited for: more will come soon then.
+    fn serve(&mut self, device: &mut dyn Device, due: Due, clogging_limit: Duration) -> Result<bool, Farewell> {
+        let has_answered = due.woken && self.client.resume(device)?;
         if due.unmasks {
             self.client.unmask(device);
         }
-        if due.message || self.waiting == Waiting::ForRoom { self.client.serve(device, clogging_limit) } else { Ok(()) }
+        if due.message || self.waiting == Waiting::ForRoom {
+            self.client.serve(device, clogging_limit)?;
+        }
+        Ok(has_answered || due.message)
     }
 
     /// Watches for what the client waits for now.

@@ -63,6 +63,7 @@ impl Session {
             }
             MessageType::Unknown(kind) => Err(Refusal::invalid(format!("a message has the unknown type {kind}"))),
         };
+        self.held.resume(device, outbox);
         if let Err(refusal) = served {
             log::warn!("command {} of the client is refused: {refusal}", header.command);
             if !header.no_reply() {

@@ -440,6 +440,16 @@ fn late_answers_come_under_the_ids_of_their_requests() {
 }
 
 #[test]
+fn what_one_message_has_done_may_be_what_another_waits_for() {
+    let mut bench = Bench::new();
+    let _next = bench.send(REGION_READ, 0, &access(LATER, 4, 2, &[]));
+    bench.device.answered = 1;
+    let _next = bench.send(REGION_WRITE, 0, &access(NOW, 0, 1, &[7]));
+    let ids: Vec<_> = bench.replies().iter().map(|reply| reply.id).collect();
+    assert_eq!(ids, [3, 2]);
+}
+
+#[test]
 fn late_answer_that_nobody_wants_is_still_concluded() {
     let mut bench = Bench::new();
     let _next = bench.send(REGION_WRITE, NO_REPLY, &access(LATER, 8, 1, &[7]));
