@@ -145,6 +145,8 @@ pub enum Fault {
     Canceled,
     /// Commands from this locality are not taken: `TPM_RC_LOCALITY` (2.0), `TPM_BAD_LOCALITY` (1.2).
     Locality,
+    /// The command was not looked at, and is to be sent again: `TPM_RC_RETRY` (2.0), `TPM_RETRY` (1.2).
+    Retry,
 }
 
 /// The well-formed, header-only response with which a TPM of `version` reports `fault`.
@@ -155,9 +157,11 @@ pub fn fault_response(version: TpmVersion, fault: Fault) -> [u8; HEADER_SIZE] {
         (TpmVersion::V2_0, Fault::CommandSize) => (0x8001, 0x142),
         (TpmVersion::V2_0, Fault::Canceled) => (0x8001, 0x909),
         (TpmVersion::V2_0, Fault::Locality) => (0x8001, 0x907),
+        (TpmVersion::V2_0, Fault::Retry) => (0x8001, 0x922),
         (TpmVersion::V1_2, Fault::Failure | Fault::Canceled) => (0x00c4, 0x09),
         (TpmVersion::V1_2, Fault::CommandSize) => (0x00c4, 0x19),
         (TpmVersion::V1_2, Fault::Locality) => (0x00c4, 0x3d),
+        (TpmVersion::V1_2, Fault::Retry) => (0x00c4, 0x800),
     };
     Header { tag, size: 10, code }.to_bytes()
 }
@@ -183,6 +187,13 @@ mod tests {
         assert!(Header::of_whole(&response).is_some());
         let longer = [&response[..], &[0]].concat();
         assert_eq!(Header::of_whole(&longer), None);
+    }
+
+    #[test]
+    fn a_retry_is_the_warning_on_which_drivers_send_again() {
+        let retry = |version| fault_response(version, Fault::Retry);
+        assert_eq!(retry(TpmVersion::V2_0), [0x80, 0x01, 0, 0, 0, 10, 0, 0, 0x09, 0x22]);
+        assert_eq!(retry(TpmVersion::V1_2), [0x00, 0xc4, 0, 0, 0, 10, 0, 0, 0x08, 0x00]);
     }
 
     #[test]

@@ -40,6 +40,9 @@ pub struct Model {
     locked: bool,
     cancel: bool,
     state: State,
+    /// The command that runs was cancelled; and then another was to start.
+    given_up: bool,
+    retry: bool,
 }
 
 impl Model {
@@ -58,6 +61,8 @@ impl Model {
             locked: false,
             cancel: false,
             state: State::Idle,
+            given_up: false,
+            retry: false,
         };
         model.fresh_control_page();
         model
@@ -128,7 +133,11 @@ impl Model {
         match self.state {
             State::Running(_) => {
                 let whole = (10..=4096).contains(&response.len()) && size_field(response) == response.len() as u64;
-                let response = if whole { response.to_vec() } else { fault(0x101) };
+                let response = match (self.retry, whole) {
+                    (true, _) => fault(0x922),
+                    (false, true) => response.to_vec(),
+                    (false, false) => fault(0x101),
+                };
                 self.answer(&response);
             }
             State::Stopping { ready } => self.state = if ready { State::Ready } else { State::Idle },
@@ -239,8 +248,11 @@ impl Model {
             0x40 if owner => self.write_request(value & 3),
             0x48 if owner && lanes[0].is_some() => {
                 self.cancel = value & 1 != 0;
-                return (self.cancel && matches!(self.state, State::Running(_))).then_some(Asked::Cancel);
+                let cancels = self.cancel && matches!(self.state, State::Running(_));
+                self.given_up |= cancels;
+                return cancels.then_some(Asked::Cancel);
             }
+            0x4c if owner && value & 1 != 0 && matches!(self.state, State::Running(_)) => self.retry |= self.given_up,
             0x4c if owner && value & 1 != 0 && matches!(self.state, State::Ready | State::Answered) => {
                 return self.start(number);
             }
@@ -260,8 +272,15 @@ impl Model {
         let start = self.look(START, 4)[0] & 1 != 0;
         let cancel = self.look(CANCEL, 4)[0] & 1 != 0;
         match (self.is_busy(), start, cancel) {
-            (true, _, true) => Some(Asked::Cancel),
-            (true, _, false) | (false, false, true) => None,
+            (true, _, true) => {
+                self.given_up = true;
+                Some(Asked::Cancel)
+            }
+            (true, _, false) => {
+                self.retry |= self.given_up;
+                None
+            }
+            (false, false, true) => None,
             (false, true, _) | (false, false, false) => self.start(0),
         }
     }
@@ -275,6 +294,7 @@ impl Model {
         }
         seen.truncate(usize::try_from(size).expect("small"));
         self.state = State::Running(seen);
+        (self.given_up, self.retry) = (false, false);
         if self.doorbell {
             self.put(START, &[1, 0, 0, 0]);
         }

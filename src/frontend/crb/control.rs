@@ -12,6 +12,7 @@ mod state;
 
 use super::buffer::{self, Command};
 use super::registers::{CANCEL, CtrlReq, CtrlSts, START};
+use super::standing::Standing;
 use crate::frontend::{Effect, Memory};
 use crate::tpm::{Fault, Locality};
 
@@ -25,7 +26,7 @@ enum State {
     /// A command can be written and started.
     Ready,
     /// The backend runs the command.
-    Execution,
+    Execution(Standing),
     /// The response can be read, or the next command written and started.
     Completion,
     /// A command that nobody waits for still runs in the backend. With `then_ready`, whoever has the TPM now has asked
@@ -58,12 +59,12 @@ impl Control {
 
     /// Whether the backend runs a command, wanted or not.
     pub(super) fn is_busy(&self) -> bool {
-        matches!(self.state, State::Execution | State::Stopping { .. })
+        matches!(self.state, State::Execution(_) | State::Stopping { .. })
     }
 
     /// Whether the owner waits for its command.
     pub(super) fn is_executing(&self) -> bool {
-        self.state == State::Execution
+        matches!(self.state, State::Execution(_))
     }
 
     /// The command that the backend is to run; empty when there is none.
@@ -110,20 +111,32 @@ impl Control {
     /// that is still there does nothing to the next command.
     pub(super) fn write_cancel(&mut self, written: u32) -> Option<Effect> {
         self.cancel = written & CANCEL != 0;
-        (self.cancel && self.is_executing()).then_some(Effect::Cancel)
+        match self.state {
+            State::Execution(standing) if self.cancel => {
+                self.state = State::Execution(standing.cancelled());
+                Some(Effect::Cancel)
+            }
+            _ => None,
+        }
     }
 
-    /// START: runs the command that is in the buffer now. One whose size field fits no buffer is answered here.
+    /// START: runs the command that is in the buffer now. One whose size field fits no buffer is answered here. While a
+    /// command runs, none is started; but after a cancellation the guest no longer waits for the one that runs.
     pub(super) fn write_start(&mut self, locality: Locality, memory: &mut impl Memory) -> Option<Effect> {
-        if !matches!(self.state, State::Ready | State::Completion) {
-            return None;
+        match self.state {
+            State::Ready | State::Completion => {}
+            State::Execution(standing) => {
+                self.state = State::Execution(standing.started_again());
+                return None;
+            }
+            State::Idle | State::Stopping { .. } => return None,
         }
         if !self.command.copy(memory) {
             buffer::respond_fault(memory, Fault::CommandSize);
             self.state = State::Completion;
             return None;
         }
-        self.state = State::Execution;
+        self.state = State::Execution(Standing::Wanted);
         Some(Effect::Execute(locality))
     }
 
@@ -137,11 +150,12 @@ impl Control {
     }
 
     /// The backend is done. The response is in the buffer before START reads 0; that of a command that nobody waits for
-    /// is thrown away; without a command there is nothing to complete.
+    /// is thrown away, and instead of a superseded one's there is a request to retry; without a command there is nothing
+    /// to complete.
     pub(super) fn complete(&mut self, response: &[u8], memory: &mut impl Memory) {
         self.state = match self.state {
-            State::Execution => {
-                buffer::respond(memory, response);
+            State::Execution(standing) => {
+                standing.respond(memory, response);
                 self.command.wipe();
                 State::Completion
             }

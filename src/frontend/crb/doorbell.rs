@@ -6,11 +6,12 @@ mod state;
 use super::CrbConfig;
 use super::buffer::{self, Command};
 use super::registers::{CANCEL, CTRL_CANCEL, CTRL_REQ, CTRL_START, START};
+use super::standing::Standing;
 use crate::bar_map::{COMMAND_BUFFER, CONTROL_AREA, CONTROL_AREA_START, DOORBELL};
 use crate::frontend::{Effect, Memory};
 use crate::tpm::{Fault, Locality};
 
-pub use state::CrbDoorbellState;
+pub use state::{CrbDoorbellState, RunningCommand};
 
 const _: () = assert!(CONTROL_AREA_START == CTRL_REQ, "the control area begins with CTRL_REQ");
 
@@ -32,13 +33,16 @@ const BELL_SIZE: u32 = 4;
 ///    one whole command, as it was in the buffer at that moment. [`Effect::Cancel`] comes only while one is outstanding.
 /// 3. START is written 1 when a command starts, and 0 when its response is in the buffer; in between it is not touched,
 ///    but for being written 1 again with the rest of the control area.
-/// 4. No access and no response panics or allocates, wherever it goes and however wide it is.
-/// 5. What [`CrbDoorbell::state`] exports behaves, imported, as the original would with a fresh control area.
+/// 4. A response is never another command's: once the guest has cancelled its command and rung without CANCEL while it
+///    still runs, `TPM_RC_RETRY` takes the place of its response. Without a cancellation before, that ring is nothing.
+/// 5. No access and no response panics or allocates, wherever it goes and however wide it is.
+/// 6. What [`CrbDoorbell::state`] exports behaves, imported, as the original would with a fresh control area.
 #[derive(Clone, Debug)]
 pub struct CrbDoorbell<M> {
     memory: M,
     bar0_address: u32,
-    is_busy: bool,
+    /// What the guest wants of the command that the backend runs.
+    running: Option<Standing>,
     /// While the backend runs it; else nothing.
     command: Command,
 }
@@ -47,7 +51,7 @@ impl<M: Memory> CrbDoorbell<M> {
     /// A TPM after power-on, in a BAR0 that is nowhere yet. There is no register that shows the configuration.
     #[must_use]
     pub fn new(_: CrbConfig, memory: M) -> Self {
-        let mut crb = Self { memory, bar0_address: 0, is_busy: false, command: Command::none() };
+        let mut crb = Self { memory, bar0_address: 0, running: None, command: Command::none() };
         crb.reset();
         crb
     }
@@ -55,7 +59,7 @@ impl<M: Memory> CrbDoorbell<M> {
     /// Power-on; the buffer is empty and the control area fresh. A command that still runs in the backend is forgotten:
     /// its result must not be passed to [`complete`](Self::complete). BAR0 stays where it was last placed.
     pub fn reset(&mut self) {
-        self.is_busy = false;
+        self.running = None;
         self.command.wipe();
         buffer::clear(&mut self.memory, COMMAND_BUFFER);
         self.write_fresh_control_page();
@@ -99,14 +103,15 @@ impl<M: Memory> CrbDoorbell<M> {
     /// Whether an [`Effect::Execute`] has not been completed yet.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.is_busy
+        self.running.is_some()
     }
 
     /// Completes the command of the last [`Effect::Execute`]. A response that isn't whole, by its own size field, or
-    /// over [`BUFFER_SIZE`](crate::tpm::BUFFER_SIZE) is replaced by a failure. Ignored when no command runs.
+    /// over [`BUFFER_SIZE`](crate::tpm::BUFFER_SIZE) is replaced by a failure, that of a superseded command by a
+    /// request to retry. Ignored when no command runs.
     pub fn complete(&mut self, response: &[u8]) {
-        if self.is_busy {
-            buffer::respond(&mut self.memory, response);
+        if let Some(standing) = self.running {
+            standing.respond(&mut self.memory, response);
             self.end();
         }
     }
@@ -114,7 +119,7 @@ impl<M: Memory> CrbDoorbell<M> {
     /// The byte of BAR0 that tells the guest, and nothing else, that its command still runs; `None` when none runs. A
     /// guest whose VMM does not map the memory reads it here.
     pub(in crate::frontend) fn completion_byte(&self) -> Option<u64> {
-        self.is_busy.then_some(in_area(CTRL_START).into())
+        self.is_busy().then_some(in_area(CTRL_START).into())
     }
 
     /// The memory shared with the guest.
@@ -129,12 +134,14 @@ impl<M: Memory> CrbDoorbell<M> {
         &mut self.memory
     }
 
-    /// Starts what is in the buffer, or cancels what runs. START need not be set, for drivers that rely on ACPI alone;
-    /// with CANCEL and without START, the command that was to be cancelled has ended in between.
+    /// Starts what is in the buffer, or cancels what runs; after that, to start something supersedes what runs. START
+    /// need not be set, for drivers that rely on ACPI alone; with CANCEL and without START, the command that was to be
+    /// cancelled has ended in between.
     fn ring(&mut self) -> Option<Effect> {
         let start = self.read_word(CTRL_START) & START != 0;
         let cancel = self.read_word(CTRL_CANCEL) & CANCEL != 0;
-        if self.is_busy {
+        if let Some(standing) = self.running {
+            self.running = Some(if cancel { standing.cancelled() } else { standing.started_again() });
             return cancel.then_some(Effect::Cancel);
         }
         if cancel && !start {
@@ -145,14 +152,14 @@ impl<M: Memory> CrbDoorbell<M> {
             self.end();
             return None;
         }
-        self.is_busy = true;
+        self.running = Some(Standing::Wanted);
         self.write_start();
         Some(Effect::Execute(Locality::ZERO))
     }
 
     /// The response is in the buffer: the guest is told.
     fn end(&mut self) {
-        self.is_busy = false;
+        self.running = None;
         self.command.wipe();
         self.write_start();
     }
@@ -168,7 +175,7 @@ impl<M: Memory> CrbDoorbell<M> {
     }
 
     fn start(&self) -> u32 {
-        if self.is_busy { START } else { 0 }
+        if self.is_busy() { START } else { 0 }
     }
 
     fn write_fresh_control_page(&mut self) {

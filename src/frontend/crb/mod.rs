@@ -15,14 +15,17 @@
 //! 4. The size of a command is read once, from the copy that is run. Nothing in the memory is believed twice.
 //! 5. The buffer is written by the TPM only with the response of a command whose locality keeps the TPM, before START
 //!    reads 0, and with zeros at power-on.
-//! 6. No access and no response panics or allocates, wherever it goes and however wide it is.
-//! 7. What [`Crb::state`] exports behaves, imported, as the original would. [`Crb::from_state`] refuses whatever is a
+//! 6. A response is never another command's: once the guest has cancelled its command and written START again while it
+//!    still runs, `TPM_RC_RETRY` takes the place of its response. Without a cancellation before, that START is nothing.
+//! 7. No access and no response panics or allocates, wherever it goes and however wide it is.
+//! 8. What [`Crb::state`] exports behaves, imported, as the original would. [`Crb::from_state`] refuses whatever is a
 //!    state in which these would not hold.
 
 mod buffer;
 mod control;
 mod doorbell;
 mod registers;
+mod standing;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -37,7 +40,8 @@ use registers::{CTRL_START, CtrlReq, IntEnable, IntfId, LocCtrl, LocState, LocSt
 
 pub use buffer::BufferStateError;
 pub use control::CommandState;
-pub use doorbell::{CrbDoorbell, CrbDoorbellState};
+pub use doorbell::{CrbDoorbell, CrbDoorbellState, RunningCommand};
+pub use standing::Standing;
 pub use state::{CrbState, CrbStateError};
 
 /// What a CRB TPM is, apart from its state.
@@ -143,8 +147,8 @@ impl<M: Memory> Crb<M> {
     }
 
     /// Completes the command of the last [`Effect::Execute`]. A response that isn't whole, by its own size field, or
-    /// over [`BUFFER_SIZE`](crate::tpm::BUFFER_SIZE) is replaced by a failure; that of an aborted command is thrown
-    /// away. Ignored when no command runs.
+    /// over [`BUFFER_SIZE`](crate::tpm::BUFFER_SIZE) is replaced by a failure; that of a superseded command by a
+    /// request to retry; that of an aborted command is thrown away. Ignored when no command runs.
     pub fn complete(&mut self, response: &[u8]) {
         self.control.complete(response, &mut self.memory);
     }

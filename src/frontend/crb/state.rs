@@ -15,12 +15,12 @@ use crate::tpm::{Locality, PerLocality};
 /// BAR0 is: the configuration space remembers that.
 ///
 /// A running command is exported as it is ([`CommandState::Execution`], or [`CommandState::Stopping`] when nobody waits
-/// for it any more): the registers don't know how far the backend is. Nor do they know whether the guest has asked to
-/// cancel it. Who imports such a state has no backend that runs the command, and must do one of two things, or the
-/// guest waits for ever:
+/// for it any more): the registers don't know how far the backend is. Who imports such a state has no backend that runs
+/// the command, and must do one of two things, or the guest waits for ever:
 /// - run [`Crb::command`] again, at the locality that is active. Right only with a backend whose own state is from
 ///   before the command, else it takes effect twice; there is nothing to run when the command is empty;
-/// - [`Crb::complete`] it with no bytes: the guest reads a failure response, or nothing of a command that was stopping.
+/// - [`Crb::complete`] it with no bytes: the guest reads a failure response, or a request to retry when it has started
+///   another ([`Standing::Superseded`](super::Standing::Superseded)), or nothing of a command that was stopping.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CrbState {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Control, State};
+use crate::frontend::crb::Standing;
 use crate::frontend::crb::buffer::{BufferStateError, Command};
 
 /// Where the command is on its way. What is in the buffer is not said here.
@@ -17,6 +18,8 @@ pub enum CommandState {
     Execution {
         /// The whole command, as it was in the buffer when it was started.
         command: Vec<u8>,
+        /// Whether the guest still waits for it.
+        standing: Standing,
     },
     /// The response can be read, or the next command written and started.
     Completion,
@@ -44,7 +47,7 @@ impl Control {
         match *state {
             State::Idle => CommandState::Idle,
             State::Ready => CommandState::Ready,
-            State::Execution => CommandState::Execution { command: command.bytes().to_vec() },
+            State::Execution(standing) => CommandState::Execution { command: command.bytes().to_vec(), standing },
             State::Completion => CommandState::Completion,
             State::Stopping { then_ready } => CommandState::Stopping { then_ready },
         }
@@ -55,7 +58,9 @@ impl Control {
         let (state, command) = match state {
             CommandState::Idle => (State::Idle, Command::none()),
             CommandState::Ready => (State::Ready, Command::none()),
-            CommandState::Execution { command } => (State::Execution, Command::from_bytes(command)?),
+            CommandState::Execution { command, standing } => {
+                (State::Execution(*standing), Command::from_bytes(command)?)
+            }
             CommandState::Completion => (State::Completion, Command::none()),
             CommandState::Stopping { then_ready } => (State::Stopping { then_ready: *then_ready }, Command::none()),
         };

@@ -177,6 +177,52 @@ fn cancel_reads_back_and_acts_only_on_a_running_command() {
 }
 
 #[test]
+fn a_command_started_after_a_cancellation_is_asked_for_again() {
+    for cancelled_too in [false, true] {
+        let mut guest = Guest::executing(0, &message(12));
+        guest.write32(0, CTRL_CANCEL, 1);
+        guest.write32(0, CTRL_CANCEL, 0);
+        assert_eq!(guest.start(0, &message(14)), None, "the TPM is not free");
+        assert_eq!(control(&guest), [0, 0, 1]);
+        assert_eq!(guest.crb.command(), message(12));
+        if cancelled_too {
+            assert_eq!(guest.write32(0, CTRL_CANCEL, 1), Some(Effect::Cancel));
+        }
+        guest.crb.complete(&message(20));
+        assert_eq!(guest.buffer(14), [&fault(Fault::Retry)[..], &message(14)[10..]].concat());
+        assert_eq!(control(&guest), [0, 0, 0]);
+        assert_eq!(guest.start(0, &message(14)), Some(Effect::Execute(Locality::ZERO)));
+        guest.crb.complete(&message(20));
+        assert_eq!(guest.buffer(20), message(20), "an old cancellation is none");
+    }
+}
+
+#[test]
+fn a_second_start_without_a_cancellation_before_is_none() {
+    let mut guest = Guest::ready(0);
+    guest.write32(0, CTRL_CANCEL, 1);
+    guest.start(0, &message(12));
+    assert_eq!(guest.write32(0, CTRL_START, 1), None);
+    assert_eq!(guest.write32(0, CTRL_CANCEL, 1), Some(Effect::Cancel));
+    guest.crb.complete(&message(20));
+    assert_eq!(guest.buffer(20), message(20));
+}
+
+#[test]
+fn a_superseded_command_is_forgotten_with_its_locality() {
+    let mut guest = Guest::executing(0, &message(12));
+    guest.write32(0, CTRL_CANCEL, 1);
+    guest.write32(0, CTRL_START, 1);
+    assert_eq!(guest.write32(1, LOC_CTRL, SEIZE), Some(Effect::Cancel));
+    guest.write32(1, CTRL_REQ, CMD_READY);
+    guest.crb.complete(&message(20));
+    assert_eq!(guest.buffer(12), message(12), "nobody is answered");
+    assert_eq!(guest.start(1, &message(14)), Some(Effect::Execute(locality(1))));
+    guest.crb.complete(&message(20));
+    assert_eq!(guest.buffer(20), message(20));
+}
+
+#[test]
 fn the_response_is_in_the_buffer_and_the_rest_of_the_buffer_as_it_was() {
     let mut guest = Guest::executing(0, &message(40));
     guest.crb.complete(&message(20));

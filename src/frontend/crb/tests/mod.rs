@@ -10,7 +10,7 @@ mod registers;
 mod state;
 mod steps;
 
-use super::{BufferStateError, CommandState, Crb, CrbConfig, CrbState, CrbStateError};
+use super::{BufferStateError, CommandState, Crb, CrbConfig, CrbState, CrbStateError, Standing};
 use crate::bar_map::COMMAND_BUFFER;
 use crate::frontend::memory::pages::Pages;
 use crate::frontend::{Effect, LocalitiesState};

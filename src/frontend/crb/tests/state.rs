@@ -51,6 +51,28 @@ fn a_running_command_can_be_failed_instead() {
 }
 
 #[test]
+fn a_superseded_command_is_still_one_elsewhere() {
+    let mut guest = Guest::executing(2, &message(20));
+    guest.write32(2, CTRL_CANCEL, 1);
+    guest.write32(2, CTRL_START, 1);
+    let state = guest.crb.state();
+    let expected = CommandState::Execution { command: message(20), standing: Standing::Superseded };
+    assert_eq!(state.command, expected);
+    let mut copy = import(&state).expect("a state");
+    assert_eq!(copy.command(), message(20));
+    copy.complete(&message(30));
+    assert_eq!(Guest { crb: copy }.buffer(10), fault_response(TpmVersion::V2_0, Fault::Retry));
+}
+
+#[test]
+fn a_running_command_says_how_it_stands() {
+    let json = serde_json::to_string(&executing(&message(20))).expect("JSON");
+    let without = json.replacen(",\"standing\":\"Wanted\"", "", 1);
+    let error = serde_json::from_str::<CrbState>(&without).expect_err("a refusal").to_string();
+    assert!(error.contains("missing field `standing`"), "{error}");
+}
+
+#[test]
 fn a_stopping_command_has_nothing_to_run_and_ends_all_the_same() {
     let mut guest = Guest::executing(2, &message(20));
     guest.write32(3, LOC_CTRL, SEIZE);
@@ -86,8 +108,10 @@ fn a_buffer_that_is_too_large_or_ends_with_a_zero_is_refused() {
 
 #[test]
 fn a_command_that_is_not_whole_is_refused() {
-    let refusal =
-        |command| import(&CrbState { command: CommandState::Execution { command }, ..executing(&message(10)) });
+    let refusal = |command| {
+        let command = CommandState::Execution { command, standing: Standing::Wanted };
+        import(&CrbState { command, ..executing(&message(10)) })
+    };
     assert_eq!(refusal(vec![]).err(), Some(BufferStateError::NotWhole(0).into()));
     assert_eq!(refusal(message(20)[..19].to_vec()).err(), Some(BufferStateError::NotWhole(19).into()));
     assert_eq!(refusal(message(4097)).err(), Some(BufferStateError::Overflow(4097).into()));
@@ -98,7 +122,7 @@ fn a_command_that_is_not_whole_is_refused() {
 fn a_command_or_a_cancellation_without_an_owner_is_refused() {
     for command in [
         CommandState::Ready,
-        CommandState::Execution { command: message(10) },
+        CommandState::Execution { command: message(10), standing: Standing::Superseded },
         CommandState::Completion,
         CommandState::Stopping { then_ready: true },
     ] {
@@ -163,11 +187,15 @@ fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+fn any_standing() -> impl Strategy<Value = Standing> {
+    prop_oneof![Just(Standing::Wanted), Just(Standing::Cancelled), Just(Standing::Superseded)]
+}
+
 fn any_command() -> impl Strategy<Value = CommandState> {
     prop_oneof![
         1 => Just(CommandState::Idle),
         1 => Just(CommandState::Ready),
-        2 => any_bytes().prop_map(|command| CommandState::Execution { command }),
+        4 => (any_bytes(), any_standing()).prop_map(|(command, standing)| CommandState::Execution { command, standing }),
         1 => Just(CommandState::Completion),
         1 => any::<bool>().prop_map(|then_ready| CommandState::Stopping { then_ready }),
     ]
@@ -188,7 +216,7 @@ fn any_state() -> impl Strategy<Value = CrbState> {
 }
 
 proptest! {
-    /// Invariant 7.
+    /// Invariant 8.
     #[test]
     fn a_copy_behaves_as_the_original(config in any_config(), before in steps(40), after in steps(40)) {
         let mut original = Checked::new(Crb::new(config, Pages::new()));

@@ -163,7 +163,7 @@ pub(super) struct Checked {
 impl Checked {
     /// Takes over registers in whatever state they are.
     pub(super) fn new(crb: Crb<Pages>) -> Self {
-        let owned = matches!(crb.state().command, CommandState::Execution { .. });
+        let owned = standing(&crb.state()).is_some();
         let outstanding = crb.is_busy();
         let mut checked = Self { guest: Guest { crb }, outstanding, owner_of_command: None };
         checked.owner_of_command = checked.active().first().copied().filter(|_| owned);
@@ -194,7 +194,7 @@ impl Checked {
         let active = self.active();
         self.take_reads();
         self.take_writes();
-        // Invariant 6: nothing here panics.
+        // Invariant 7: nothing here panics.
         let (_, effect) = event.happen(&mut self.guest.crb);
         let (reads, writes) = (self.take_reads(), self.take_writes());
         let after = self.guest.crb.state();
@@ -205,6 +205,8 @@ impl Checked {
             }
             Event::Write { offset, data } => {
                 self.check_effect(effect, &buffer);
+                let starts = active.iter().any(|&page| self.starts(page, *offset, data));
+                check_standing(standing(&before), standing(&after), effect, starts);
                 if matches!(effect, Some(Effect::Execute(_))) {
                     assert_eq!(reads, [(COMMAND_BUFFER.offset, BUFFER_SIZE)], "invariant 4");
                 }
@@ -229,8 +231,13 @@ impl Checked {
                     assert_eq!(after.command, CommandState::Completion);
                     let [(at, shown)] = &writes[..] else { panic!("one response, not {writes:x?}") };
                     assert_eq!(*at, COMMAND_BUFFER.offset);
-                    let failure = fault_response(TpmVersion::V2_0, Fault::Failure);
-                    assert!(shown == response || *shown == failure, "the response or a failure");
+                    let [failure, retry] =
+                        [Fault::Failure, Fault::Retry].map(|fault| fault_response(TpmVersion::V2_0, fault));
+                    if standing(&before) == Some(Standing::Superseded) {
+                        assert_eq!(*shown, retry, "invariant 6");
+                    } else {
+                        assert!(shown == response || *shown == failure, "the response or a failure");
+                    }
                     assert!(Header::of_whole(shown).is_some());
                 } else {
                     assert_eq!(writes, [], "invariant 5");
@@ -244,6 +251,13 @@ impl Checked {
                 assert_eq!(after, CrbState { localities, ..fresh });
             }
         }
+    }
+
+    /// Whether the access writes 1 to START of this page.
+    fn starts(&self, page: u64, offset: u64, data: &[u8]) -> bool {
+        let allowed = page != 4 || self.guest.crb.config.guest_locality_4;
+        let at = (page * 0x1000 + CTRL_START).checked_sub(offset).and_then(|at| usize::try_from(at).ok());
+        allowed && at.and_then(|at| data.get(at)).is_some_and(|byte| byte & 1 != 0)
     }
 
     fn take_reads(&mut self) -> Vec<(u32, usize)> {
@@ -295,7 +309,7 @@ impl Checked {
         }
         let state = self.guest.crb.state();
         let imported = Crb::from_state(config, &state, Pages::new()).map(|copy| copy.state());
-        assert_eq!(imported, Ok(state), "invariant 7: what is reached can be imported");
+        assert_eq!(imported, Ok(state), "invariant 8: what is reached can be imported");
     }
 
     fn check_owner(&mut self, number: u64) {
@@ -313,6 +327,26 @@ impl Checked {
         let allowed = number != 4 || self.guest.crb.config.guest_locality_4;
         assert_eq!(copy.start(number, &message(12)), allowed.then_some(execute));
     }
+}
+
+/// What the owner wants of its command, while it runs.
+fn standing(state: &CrbState) -> Option<Standing> {
+    match state.command {
+        CommandState::Execution { standing, .. } => Some(standing),
+        _ => None,
+    }
+}
+
+/// Invariant 6, as far as a write goes; `starts` if it reaches START. No effect comes before that in the same access.
+fn check_standing(before: Option<Standing>, after: Option<Standing>, effect: Option<Effect>, starts: bool) {
+    let expected = match (before, effect) {
+        (None, Some(Effect::Execute(_))) => Some(Standing::Wanted),
+        (Some(_), Some(Effect::Cancel)) if after.is_none() => None,
+        (Some(Standing::Wanted), Some(Effect::Cancel)) => Some(Standing::Cancelled),
+        (Some(Standing::Cancelled), None) if starts => Some(Standing::Superseded),
+        (before, _) => before,
+    };
+    assert_eq!(after, expected, "invariant 6");
 }
 
 /// Whether the access reaches anything in the page that can be written: all that can be if its locality is active,

@@ -107,6 +107,50 @@ fn a_ring_while_a_command_runs_cancels_it_or_does_nothing() {
 }
 
 #[test]
+fn a_command_rung_for_after_a_cancellation_is_asked_for_again() {
+    for cancelled_too in [false, true] {
+        let mut guest = Guest::executing(&message(12));
+        guest.put(CANCEL, 1);
+        assert_eq!(guest.ring(), Some(Effect::Cancel));
+        assert_eq!(guest.start(&message(14)), None, "the TPM is not free");
+        assert_eq!(guest.word(START), 1);
+        assert_eq!(guest.crb.command(), message(12));
+        if cancelled_too {
+            guest.put(CANCEL, 1);
+            assert_eq!(guest.ring(), Some(Effect::Cancel));
+        }
+        guest.crb.memory_mut().take_writes();
+        guest.crb.complete(&message(20));
+        let retry = fault_response(TpmVersion::V2_0, Fault::Retry).to_vec();
+        let expected = [(COMMAND_BUFFER.offset, retry), (START, vec![0; 4])];
+        assert_eq!(guest.crb.memory_mut().take_writes(), expected);
+        assert_eq!(guest.start(&message(14)), Some(Effect::Execute(Locality::ZERO)));
+        guest.crb.complete(&message(20));
+        assert_eq!(guest.buffer(20), message(20));
+    }
+}
+
+#[test]
+fn a_second_ring_without_a_cancellation_before_is_none() {
+    let mut guest = Guest::executing(&message(12));
+    assert_eq!(guest.start(&message(14)), None);
+    guest.put(CANCEL, 1);
+    assert_eq!(guest.ring(), Some(Effect::Cancel));
+    guest.crb.complete(&message(20));
+    assert_eq!(guest.buffer(20), message(20));
+}
+
+#[test]
+fn a_superseded_command_that_fails_is_retried_too() {
+    let mut guest = Guest::executing(&message(12));
+    guest.put(CANCEL, 1);
+    assert_eq!(guest.ring(), Some(Effect::Cancel));
+    assert_eq!(guest.start(&message(14)), None);
+    guest.crb.complete(&[]);
+    assert_eq!(guest.buffer(10), fault_response(TpmVersion::V2_0, Fault::Retry));
+}
+
+#[test]
 fn a_cancellation_that_comes_too_late_does_nothing() {
     let mut guest = Guest::executing(&message(12));
     guest.crb.complete(&message(10));

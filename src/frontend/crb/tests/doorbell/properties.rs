@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::super::steps::begun;
 use super::*;
-use crate::frontend::crb::{BufferStateError, CrbDoorbellState};
+use crate::frontend::crb::{BufferStateError, CrbDoorbellState, RunningCommand, Standing};
 use crate::tpm::Header;
 
 /// One thing that happens to the interface or to its memory.
@@ -89,12 +89,16 @@ fn steps() -> impl Strategy<Value = Vec<Vec<Event>>> {
 struct Checked {
     guest: Guest,
     outstanding: bool,
+    /// The command that is outstanding was cancelled.
+    cancelled: bool,
+    /// Another has come since.
+    superseded: bool,
 }
 
 impl Checked {
     fn new(crb: CrbDoorbell<Pages>) -> Self {
         let outstanding = crb.is_busy();
-        Self { guest: Guest { crb }, outstanding }
+        Self { guest: Guest { crb }, outstanding, cancelled: false, superseded: false }
     }
 
     fn run_all(&mut self, steps: Vec<Vec<Event>>) {
@@ -104,7 +108,7 @@ impl Checked {
             }
             let state = self.guest.crb.state();
             let imported = CrbDoorbell::from_state(&state, Pages::new()).map(|copy| copy.state());
-            assert_eq!(imported, Ok(state), "invariant 5: what is reached can be imported");
+            assert_eq!(imported, Ok(state), "invariant 6: what is reached can be imported");
         }
     }
 
@@ -115,7 +119,7 @@ impl Checked {
         let memory = self.guest.crb.memory_mut();
         memory.take_reads();
         memory.take_writes();
-        // Invariant 4: nothing here panics.
+        // Invariant 5: nothing here panics.
         let (_, effect) = event.happen(&mut self.guest.crb);
         let memory = self.guest.crb.memory_mut();
         let (reads, writes) = (memory.take_reads(), memory.take_writes());
@@ -129,6 +133,7 @@ impl Checked {
                 } else {
                     assert_eq!(reads, [], "invariant 1");
                 }
+                self.superseded |= rings && self.cancelled && !cancel;
                 assert_eq!(effect.is_some(), rings && self.has_effect(start, cancel, &buffer), "{event:x?}");
                 self.check_effect(effect, &buffer);
             }
@@ -137,8 +142,13 @@ impl Checked {
                 if self.outstanding {
                     let [(at, shown), end] = &writes[..] else { panic!("two writes, not {writes:x?}") };
                     assert_eq!((*at, end), (COMMAND_BUFFER.offset, &(START, vec![0; 4])), "invariant 3");
-                    let failure = fault_response(TpmVersion::V2_0, Fault::Failure);
-                    assert!(shown == response || *shown == failure, "the response or a failure");
+                    let [failure, retry] =
+                        [Fault::Failure, Fault::Retry].map(|fault| fault_response(TpmVersion::V2_0, fault));
+                    if self.superseded {
+                        assert_eq!(*shown, retry, "invariant 4");
+                    } else {
+                        assert!(shown == response || *shown == failure, "the response or a failure");
+                    }
                     assert!(Header::of_whole(shown).is_some());
                 } else {
                     assert_eq!(writes, []);
@@ -155,6 +165,7 @@ impl Checked {
         assert_eq!(self.guest.crb.is_busy(), self.outstanding);
         if !self.outstanding {
             assert!(self.guest.crb.command().is_empty());
+            (self.cancelled, self.superseded) = (false, false);
         } else if effect.is_none() {
             assert_eq!(self.guest.crb.command(), command, "invariant 2: whatever the guest writes");
         }
@@ -178,7 +189,10 @@ impl Checked {
                 assert_eq!(command, &buffer[..command.len()], "as it was in the buffer");
                 assert_eq!(self.guest.word(START), 1);
             }
-            Some(Effect::Cancel) => assert!(self.outstanding, "something to cancel"),
+            Some(Effect::Cancel) => {
+                assert!(self.outstanding, "something to cancel");
+                self.cancelled = true;
+            }
             Some(Effect::ResetEstablishment(_)) => panic!("there is no register for it"),
             None => {}
         }
@@ -208,10 +222,33 @@ fn a_running_command_is_there_to_be_run_again_and_the_guest_still_waits() {
 }
 
 #[test]
+fn a_superseded_command_is_still_one_elsewhere() {
+    let mut guest = Guest::executing(&message(20));
+    guest.put(CANCEL, 1);
+    assert_eq!(guest.ring(), Some(Effect::Cancel));
+    assert_eq!(guest.start(&message(14)), None);
+    let state = guest.crb.state();
+    assert_eq!(state.command, Some(RunningCommand { command: message(20), standing: Standing::Superseded }));
+    let mut copy = Guest { crb: CrbDoorbell::from_state(&state, Pages::new()).expect("a state") };
+    copy.crb.complete(&message(30));
+    assert_eq!(copy.buffer(10), fault_response(TpmVersion::V2_0, Fault::Retry));
+}
+
+#[test]
+fn a_running_command_says_how_it_stands() {
+    let json = r#"{"command": {"command": [128, 1, 0, 0, 0, 10, 0, 0, 1, 68]}, "buffer": []}"#;
+    let error = serde_json::from_str::<CrbDoorbellState>(json).expect_err("a refusal").to_string();
+    assert!(error.contains("missing field `standing`"), "{error}");
+}
+
+#[test]
 fn a_state_with_what_is_no_command_or_no_buffer_is_refused() {
     let fresh = Guest::new().crb.state();
     let refusal = |state| CrbDoorbell::from_state(&state, Pages::new()).err();
-    let command = |command| CrbDoorbellState { command: Some(command), ..fresh.clone() };
+    let command = |command| {
+        let running = RunningCommand { command, standing: Standing::Wanted };
+        CrbDoorbellState { command: Some(running), ..fresh.clone() }
+    };
     let buffer = |buffer| CrbDoorbellState { buffer, ..fresh.clone() };
     assert_eq!(refusal(command(vec![])), Some(BufferStateError::NotWhole(0)));
     assert_eq!(refusal(command(message(4097))), Some(BufferStateError::Overflow(4097)));
@@ -225,7 +262,7 @@ proptest! {
         Checked::new(CrbDoorbell::new(config(), Pages::new())).run_all(steps);
     }
 
-    /// Invariant 5.
+    /// Invariant 6.
     #[test]
     fn a_copy_behaves_as_the_original(before in steps(), after in steps()) {
         let mut original = Checked::new(CrbDoorbell::new(config(), Pages::new()));
