@@ -45,7 +45,6 @@ pub const CALLS: &[Call] = &[
     // Memory that the guest maps: a new file for each client.
     call!(SYS_memfd_create, "memory shared with a client"),
     call!(SYS_ftruncate, "its size"),
-    call!(SYS_lseek, "its size, before it is mapped"),
     // The TPM's process.
     call!(SYS_sendmsg, "commands to the TPM's process, requests to the spawner"),
     call!(SYS_recvfrom, "responses of the TPM's process"),
