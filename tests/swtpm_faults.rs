@@ -286,19 +286,32 @@ fn a_good_swtpm_serves_even_byte_by_byte() {
     }
 }
 
+/// The code of a response that a fault belongs to.
+///
+/// A byte on the other channel may come between our looks at the two, together with the good answer to the `last`
+/// message; then the next command finds it.
+fn code_if_all_is_heard(tpm: &mut EngineTpm, last: bool, is_stray: bool, response: &[u8]) -> u32 {
+    match code_of(response) {
+        RC_SUCCESS if last && is_stray => code_of(&tpm.run(&get_random(8))),
+        code => code,
+    }
+}
+
 #[test]
 fn whatever_goes_wrong_at_each_step_is_a_failure_response_until_a_reset() {
     for step in 0..FIRST_COMMAND {
         for fault in Fault::all() {
             println!("step {step}: {fault:?}");
             let is_silent = fault.is_silent(step);
+            let is_stray = matches!(fault, Fault::WrongChannel);
             let fake = Fake::new(Some((step, fault)));
             let mut tpm = fake.start();
             tpm.begin(0, &get_random(8));
             if is_silent {
                 fake.let_time_pass(&mut tpm);
             }
-            assert_eq!(code_of(&tpm.response()), RC_FAILURE);
+            let response = tpm.response();
+            assert_eq!(code_if_all_is_heard(&mut tpm, step == FIRST_COMMAND - 1, is_stray, &response), RC_FAILURE);
             tpm.reset();
             tpm.ok(&get_random(8));
         }
@@ -316,6 +329,7 @@ fn whatever_goes_wrong_in_a_reset_is_a_failure_response_until_the_next() {
                 continue;
             }
             let is_silent = fault.is_silent(FIRST_COMMAND + step);
+            let is_stray = matches!(fault, Fault::WrongChannel);
             let fake = Fake::new(Some((FIRST_COMMAND + step, fault)));
             let mut tpm = fake.start();
             tpm.ok(&get_random(8));
@@ -326,7 +340,8 @@ fn whatever_goes_wrong_in_a_reset_is_a_failure_response_until_the_next() {
             }
             // What fails in the shutdown is made good by the start that follows it.
             let expected = if step == 0 { RC_SUCCESS } else { RC_FAILURE };
-            assert_eq!(code_of(&tpm.response()), expected);
+            let response = tpm.response();
+            assert_eq!(code_if_all_is_heard(&mut tpm, step == 7, is_stray, &response), expected);
             tpm.reset();
             tpm.ok(&get_random(8));
         }
