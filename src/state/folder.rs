@@ -29,7 +29,7 @@ const LOCK: &str = "lock";
 pub const MAKING: &str = "making";
 
 /// How long the worker of a server that is gone may hold the lock.
-const LINGERING: Duration = Duration::from_secs(2);
+const LINGERING: Duration = Duration::from_secs(10);
 
 /// Permanent state as swtpm names it.
 const SWTPM_FILES: [&str; 2] = ["tpm2-00.permall", "tpm-00.permall"];
