@@ -11,7 +11,7 @@ use super::backend_args::BackendKind;
 use crate::acpi::{Interface, Machine};
 use crate::tpm::TpmVersion;
 
-const FLAG: &str = "print-capabilities";
+pub(super) const FLAG: &str = "print-capabilities";
 
 /// Flags that every such program has, and those that are no way of serving.
 const NO_FEATURES: [&str; 5] = ["socket-path", "fd", "help", "version", FLAG];

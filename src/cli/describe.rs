@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use super::backend_args::BackendArgs;
+use super::config_file::ConfigArgs;
 use super::device_args::{DeviceArgs, description_of};
 use crate::description::Description;
 
@@ -15,6 +16,9 @@ use crate::description::Description;
 /// Writes tpm.json, qemu-device.json, qemu.cfg and the ACPI tables. Give the same flags as to the server.
 #[derive(Debug, Args)]
 pub(super) struct DescribeArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+
     /// Socket on which the server will listen
     #[arg(long, value_name = "PATH")]
     socket_path: PathBuf,
@@ -45,7 +49,7 @@ enum Format {
 }
 
 pub(super) fn run(args: DescribeArgs) -> anyhow::Result<()> {
-    let DescribeArgs { socket_path, description: folder, format, backend, device } = args;
+    let DescribeArgs { config: _, socket_path, description: folder, format, backend, device } = args;
     let backend = backend.config()?;
     let device = device.device(backend.version(device.tpm_version)?)?;
     let description = Description::new(description_of(device, socket_path, backend.source()))?;

@@ -3,6 +3,7 @@
 mod access_args;
 mod backend_args;
 mod capabilities;
+mod config_file;
 mod describe;
 mod device_args;
 mod inherited;
@@ -23,7 +24,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use log::LevelFilter;
 use nix::sys::signal::{SigSet, Signal};
 
@@ -62,7 +63,9 @@ pub fn main() -> ExitCode {
         let printed = writeln!(std::io::stdout(), "{}", capabilities::json());
         return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    let cli = Cli::parse();
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let matches = config_file::parse(Cli::command(), &arguments);
+    let cli = matches.and_then(|matches| Cli::from_arg_matches(&matches)).unwrap_or_else(|error| error.exit());
     let result = match cli.command {
         None => serve::run(cli.serve).map(|()| ExitCode::SUCCESS),
         Some(Command::Run(args)) => run::run(&args),
@@ -114,8 +117,6 @@ fn start_log(level: LevelFilter) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -11,6 +11,7 @@ use nix::unistd::Uid;
 
 use super::access_args::AccessArgs;
 use super::backend_args::{BackendArgs, BackendConfig, OpenBackend, Surroundings};
+use super::config_file::ConfigArgs;
 use super::device_args::{DeviceArgs, description_of};
 use super::latency_args::LatencyArgs;
 use super::register_args::RegisterArgs;
@@ -30,6 +31,9 @@ const MAX_OPEN: u64 = 1024;
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+
     #[command(flatten)]
     socket: SocketArgs,
 
@@ -132,7 +136,8 @@ impl TryFrom<ServeArgs> for Config {
     type Error = anyhow::Error;
 
     fn try_from(args: ServeArgs) -> anyhow::Result<Self> {
-        let ServeArgs { socket, access, description, user: UserArgs { user }, tpm: args, obey_parent_only } = args;
+        let ServeArgs { config: _, socket, access, description, user: UserArgs { user }, tpm: args, obey_parent_only } =
+            args;
         let (backend, device) = args.backend_and_device()?;
         let endpoint = match (socket.socket_path, socket.fd) {
             (Some(path), None) => Endpoint::Path(path),

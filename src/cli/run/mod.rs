@@ -21,6 +21,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+use super::config_file::ConfigArgs;
 use super::device_args::description_of;
 use super::ready::{self, ReadySocket};
 use super::serve::TpmArgs;
@@ -43,6 +44,9 @@ use processes::{Event, Process, Reach, Signals};
 /// needs.
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+
     /// UNIX socket to listen on; without it, one in a temporary folder that is removed at the end
     #[arg(long, value_name = "PATH")]
     socket_path: Option<PathBuf>,
