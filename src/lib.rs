@@ -26,6 +26,7 @@ pub mod sandbox;
 pub mod seqpacket;
 pub mod shared_pages;
 pub mod state;
+pub mod syslog;
 pub mod tpm;
 pub mod vfio_user;
 pub mod worker;

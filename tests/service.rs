@@ -4,15 +4,20 @@ mod common;
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
+use common::process::until;
 use common::raw_client::RawClient;
 use common::server::Server;
 use common::tis::Tis;
 use common::tpm_commands::*;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_vfio-user-tpm");
+
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A guest is served.
 fn serve(socket: &Path) {
@@ -61,4 +66,86 @@ fn run_hands_the_file_on_to_its_server() {
     let (printed, log) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success() && printed.starts_with("-machine pc "), "{printed}{log}");
     assert!(state.join("tpm2.0-permanent.state").exists(), "{log}");
+}
+
+/// Lines of a log of systemd's in which each is to begin with a priority and its text.
+fn assert_journal_lines(log: &str) {
+    for line in log.lines() {
+        let (priority, text) = line.strip_prefix('<').and_then(|line| line.split_once('>')).expect(line);
+        assert!(
+            "3467".contains(priority) && !text.starts_with(['<', '[']) && !text.contains("vfio-user-tpm: "),
+            "{line}"
+        );
+    }
+}
+
+/// Starts a program with the journal as its standard error, as far as it can tell.
+fn under_the_journal() -> Vec<OsString> {
+    let script = r#"JOURNAL_STREAM=$(stat --dereference --format=%d:%i /proc/self/fd/2) exec "$@""#;
+    ["sh", "-c", script, "sh"].map(OsString::from).to_vec()
+}
+
+#[test]
+fn lines_for_the_journal_have_a_priority_and_no_time_of_their_own_those_of_the_worker_too() {
+    let server = Server::through(&under_the_journal(), &["--log-level=debug".into()]);
+    serve(&server.socket());
+    server.kill_engine();
+    let log = until(DEADLINE, || Some(server.log()).filter(|log| log.contains("<3>"))).expect("an error in the log");
+    assert_journal_lines(&log);
+    for expected in ["<6>listening on /", "<4>TPM 2.0 without --state-dir", "<7>Landlock"] {
+        assert!(log.lines().any(|line| line.starts_with(expected)), "{expected}: {log}");
+    }
+}
+
+#[test]
+fn a_failure_to_start_is_an_error_in_the_journal() {
+    let output = Command::new("sh")
+        .args(&under_the_journal()[1..])
+        .args([PROGRAM, "--socket-path=/nonexistent/socket", "--state-dir=/proc/nowhere"])
+        .output()
+        .unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_journal_lines(&log);
+    assert!(log.starts_with("<3>") && output.status.code() == Some(1), "{log}");
+}
+
+#[test]
+fn a_stream_that_is_not_the_journals_has_lines_as_always() {
+    let server = Server::through(&["env".into(), "JOURNAL_STREAM=1:2".into()], &[]);
+    assert!(server.log().starts_with("vfio-user-tpm: ["), "{}", server.log());
+}
+
+#[test]
+fn the_systems_log_has_the_lines_of_all_processes_though_they_are_confined() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let server = Server::with_args(&[flag("syslog", &path), "--log-level=debug".into()]);
+    let mut lines = Vec::new();
+    let mut wait_for = |expected: &str| {
+        let found = until(DEADLINE, || {
+            let mut line = [0; 4096];
+            while let Ok(length) = socket.recv(&mut line) {
+                lines.push(String::from_utf8(line[..length].to_vec()).unwrap());
+            }
+            lines.iter().any(|line| line.starts_with(expected)).then_some(())
+        });
+        assert!(found.is_some(), "{expected} in {lines:?}");
+    };
+    serve(&server.socket());
+    let worker = server.running_engine();
+    wait_for(&format!("<30>vfio-user-tpm[{}]: listening on ", server.pid()));
+    wait_for(&format!("<31>vfio-user-tpm[{worker}]: Landlock"));
+    // The server is confined by now.
+    server.kill_engine();
+    wait_for(&format!("<27>vfio-user-tpm[{}]: ", server.pid()));
+    assert_eq!(server.log(), "");
+}
+
+#[test]
+fn a_system_without_a_log_is_said_before_anything_is_served() {
+    let (status, said) = Server::fail(&["--syslog=/nonexistent/log".into()]);
+    assert_eq!(status.code(), Some(1));
+    assert!(said.contains("cannot reach the system's log at /nonexistent/log; leave --syslog out"), "{said}");
 }

@@ -5,13 +5,12 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vfio_user_tpm::launch::{Launcher, Process, Program, Spawner, SpawnerConfig};
+use vfio_user_tpm::launch::{Launcher, Process, Program, SPAWNER, Spawner, SpawnerConfig};
 
 fn spawner(command: &[&str]) -> Spawner {
     let (path, arguments) = command.split_first().unwrap();
     Spawner::start(SpawnerConfig {
-        spawner: env!("CARGO_BIN_EXE_vfio-user-tpm").into(),
-        log_level: log::LevelFilter::Warn,
+        spawner: Program::ourselves(env!("CARGO_BIN_EXE_vfio-user-tpm").into(), SPAWNER, log::LevelFilter::Warn),
         program: Some(Program { path: path.into(), arguments: arguments.iter().map(Into::into).collect() }),
         socket: None,
     })
@@ -118,8 +117,7 @@ fn a_server_gets_a_few_processes_and_no_more_until_one_has_ended() {
 
 fn remover(socket: &std::path::Path) -> Spawner {
     Spawner::start(SpawnerConfig {
-        spawner: env!("CARGO_BIN_EXE_vfio-user-tpm").into(),
-        log_level: log::LevelFilter::Warn,
+        spawner: Program::ourselves(env!("CARGO_BIN_EXE_vfio-user-tpm").into(), SPAWNER, log::LevelFilter::Warn),
         program: None,
         socket: Some(socket.to_owned()),
     })

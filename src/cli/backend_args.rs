@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use log::LevelFilter;
 
 use super::key_args::KeyArgs;
+use super::log_args::LogArgs;
 use super::sandbox_args::SandboxArgs;
 use super::worker;
 use crate::backend::Backend;
@@ -16,7 +16,7 @@ use crate::backend::embedded::{Embedded, EmbeddedTpm};
 use crate::backend::passthrough::{self, HostTpm, PROBE_LIMIT, Passthrough};
 use crate::backend::swtpm::{self, Place, Swtpm, SwtpmConfig};
 use crate::description::Source;
-use crate::launch::{Spawner, SpawnerConfig};
+use crate::launch::{Program, SPAWNER, Spawner, SpawnerConfig};
 use crate::state::StateFolder;
 use crate::tpm::TpmVersion;
 use crate::worker::Holding;
@@ -83,7 +83,7 @@ pub(super) enum BackendConfig {
 /// The server around a backend.
 #[derive(Debug)]
 pub(super) struct Surroundings<'a> {
-    pub(super) log_level: LevelFilter,
+    pub(super) log: &'a LogArgs,
     pub(super) sandbox: &'a SandboxArgs,
     /// The socket that it will make.
     pub(super) socket: Option<&'a Path>,
@@ -199,13 +199,16 @@ impl BackendConfig {
     pub(super) fn open(self, version: TpmVersion, server: &Surroundings<'_>) -> anyhow::Result<OpenBackend> {
         let this_program = PathBuf::from("/proc/self/exe");
         let worker = |holding: Holding| {
-            let mut worker = worker::program(server.log_level, server.sandbox);
+            let mut worker = worker::program(server.log.log_level, server.sandbox);
+            worker.arguments.extend(server.log.destination_args());
             worker.arguments.push(format!("--holds={holding}").into());
             worker
         };
         let start = |program| {
             let socket = server.socket.map(std::path::absolute).transpose()?;
-            let config = SpawnerConfig { spawner: this_program.clone(), log_level: server.log_level, program, socket };
+            let mut spawner = Program::ourselves(this_program.clone(), SPAWNER, server.log.log_level);
+            spawner.arguments.extend(server.log.destination_args());
+            let config = SpawnerConfig { spawner, program, socket };
             Spawner::start(config).context("cannot start a process")
         };
         let mut helper = None;

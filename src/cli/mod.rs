@@ -9,6 +9,7 @@ mod device_args;
 mod inherited;
 mod key_args;
 mod latency_args;
+mod log_args;
 mod ready;
 mod register_args;
 mod run;
@@ -26,9 +27,8 @@ use std::process::ExitCode;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use log::LevelFilter;
-use nix::sys::signal::{SigSet, Signal};
 
-use crate::log_limit::LimitedLog;
+use log_args::start_log;
 
 /// A virtual TPM in a process of its own, served to a virtual machine over vfio-user.
 ///
@@ -75,12 +75,12 @@ pub fn main() -> ExitCode {
         Some(Command::Spawner(args)) => spawner::run(args).map(|()| ExitCode::SUCCESS),
         Some(Command::Worker(args)) => worker::run(&args).map(|()| ExitCode::SUCCESS),
     };
-    log::logger().flush();
-    result.unwrap_or_else(|error| {
-        // Standard error may be of no use, and there is nobody else to tell.
-        let _ = writeln!(std::io::stderr(), "vfio-user-tpm: {error:#}");
+    let code = result.unwrap_or_else(|error| {
+        log_args::tell_failure(&error);
         ExitCode::FAILURE
-    })
+    });
+    log::logger().flush();
+    code
 }
 
 /// Whether the program takes these arguments, the first of which is its name. For fuzzing: nothing else needs to know
@@ -94,25 +94,6 @@ pub fn check(arguments: impl IntoIterator<Item = OsString>) -> Result<(), clap::
 fn log_level() -> impl TypedValueParser<Value = LevelFilter> {
     PossibleValuesParser::new(["off", "error", "warn", "info", "debug", "trace"])
         .try_map(|level| level.parse::<LevelFilter>())
-}
-
-/// Log lines go to standard error, which may be a terminal that other programs write to as well: the program's name is
-/// in front of each.
-fn start_log(level: LevelFilter) {
-    // A process in the background of a terminal with `tostop` would be stopped by its first line, and a VM would wait
-    // for its TPM. Where the signal is blocked, the line is written.
-    let _ = SigSet::from_iter([Signal::SIGTTOU]).thread_block();
-    let log = env_logger::Builder::new()
-        .filter_level(level)
-        .format(|out, record| {
-            let time = out.timestamp();
-            writeln!(out, "vfio-user-tpm: [{time} {:5}] {}", record.level(), record.args())
-        })
-        .build();
-    // It fails only where there is a logger already.
-    if log::set_boxed_logger(Box::new(LimitedLog::new(log))).is_ok() {
-        log::set_max_level(level);
-    }
 }
 
 #[cfg(test)]

@@ -14,9 +14,10 @@ use super::backend_args::{BackendArgs, BackendConfig, OpenBackend, Surroundings}
 use super::config_file::ConfigArgs;
 use super::device_args::{DeviceArgs, description_of};
 use super::latency_args::LatencyArgs;
+use super::log_args::LogArgs;
 use super::register_args::RegisterArgs;
 use super::sandbox_args::{SandboxArgs, UserArgs};
-use super::{inherited, log_level, ready, signals, start_log};
+use super::{inherited, ready, signals};
 use crate::acpi::TpmDevice as DeviceDescription;
 use crate::description::Description;
 use crate::device::{DeviceOptions, TpmDevice};
@@ -81,9 +82,8 @@ pub(super) struct TpmArgs {
     #[command(flatten)]
     pub(super) sandbox: SandboxArgs,
 
-    /// What to log to standard error
-    #[arg(long, default_value = "info", value_name = "LEVEL", value_parser = log_level())]
-    pub(super) log_level: log::LevelFilter,
+    #[command(flatten)]
+    pub(super) log: LogArgs,
 }
 
 #[derive(Debug, Args)]
@@ -129,7 +129,7 @@ struct Config {
     latency: LatencyArgs,
     sandbox: SandboxArgs,
     user: Option<NewUser>,
-    log_level: log::LevelFilter,
+    log: LogArgs,
 }
 
 impl TryFrom<ServeArgs> for Config {
@@ -181,7 +181,7 @@ impl TryFrom<ServeArgs> for Config {
             latency: args.latency,
             sandbox: args.sandbox,
             user,
-            log_level: args.log_level,
+            log: args.log,
         })
     }
 }
@@ -206,7 +206,7 @@ impl TpmArgs {
 
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
-    start_log(config.log_level);
+    config.log.start()?;
     let confinement = config.sandbox.confinement();
     // First of all: everything belongs to that user, and is opened with its rights, also what has to be removed or opened
     // again. And the kernel forgets with the old user that this process is not to be dumped.
@@ -224,7 +224,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     // Before the socket is there: what is wrong with the TPM is said first, and a VMM never meets a server without one.
     let attached = config.backend.attaches_to().map(std::path::absolute).transpose()?;
     let surroundings = Surroundings {
-        log_level: config.log_level,
+        log: &config.log,
         sandbox: &config.sandbox,
         socket: config.endpoint.path(),
         interrupt: signals.as_fd(),

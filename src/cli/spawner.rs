@@ -6,16 +6,16 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{log_level, start_log};
+use super::log_args::LogArgs;
 use crate::launch::{Program, Remover, run_spawner};
+use crate::sandbox::close_inherited;
 use crate::vfio_user::remove_socket;
 
 /// Starts processes for a server; not for people.
 #[derive(Debug, Args)]
 pub(super) struct SpawnerArgs {
-    /// What to log to standard error
-    #[arg(long, default_value = "info", value_name = "LEVEL", value_parser = log_level())]
-    log_level: log::LevelFilter,
+    #[command(flatten)]
+    log: LogArgs,
 
     /// The server's socket, whose file it may remove
     #[arg(long)]
@@ -27,7 +27,9 @@ pub(super) struct SpawnerArgs {
 }
 
 pub(super) fn run(args: SpawnerArgs) -> anyhow::Result<()> {
-    start_log(args.log_level);
+    // A socket for clients, a key: none of it is for the processes that are started here. The log's socket comes after.
+    close_inherited()?;
+    args.log.start()?;
     let mut command = args.command.into_iter();
     let program = command.next().map(|path| Program { path: path.into(), arguments: command.collect() });
     let remove = args.socket_path.map(|path| move |device, inode| remove_socket(&path, (device, inode)));

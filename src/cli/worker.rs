@@ -6,18 +6,18 @@ use std::path::PathBuf;
 use clap::Args;
 use log::LevelFilter;
 
+use super::log_args::LogArgs;
 use super::sandbox_args::SandboxArgs;
-use super::{log_level, start_log};
 use crate::backend::worker::worker_program;
 use crate::launch::Program;
+use crate::sandbox::close_inherited;
 use crate::worker::Holding;
 
 /// Runs the TPM for a server; not for people.
 #[derive(Debug, Args)]
 pub(super) struct WorkerArgs {
-    /// What to log to standard error
-    #[arg(long, default_value = "info", value_name = "LEVEL", value_parser = log_level())]
-    log_level: LevelFilter,
+    #[command(flatten)]
+    log: LogArgs,
 
     #[command(flatten)]
     sandbox: SandboxArgs,
@@ -35,7 +35,9 @@ pub(super) fn program(log_level: LevelFilter, sandbox: &SandboxArgs) -> Program 
 }
 
 pub(super) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
-    start_log(args.log_level);
+    // Whatever the server was started with: it is none of the TPM's business. The log's socket comes after.
+    close_inherited()?;
+    args.log.start()?;
     crate::worker::run(std::io::stdin().as_fd(), args.sandbox.confinement(), args.holds)?;
     Ok(())
 }

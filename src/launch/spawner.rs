@@ -45,10 +45,8 @@ pub(super) const MAX_END: usize = 512;
 /// What a spawner is to be.
 #[derive(Debug)]
 pub struct SpawnerConfig {
-    /// The program to run as the spawner: this one.
-    pub spawner: PathBuf,
-    /// Its log level.
-    pub log_level: log::LevelFilter,
+    /// The program to run as the spawner: this one, with the subcommand [`SUBCOMMAND`].
+    pub spawner: Program,
     /// The program that it may start, if there is to be one.
     pub program: Option<Program>,
     /// The socket whose file it may remove, if there is to be one: an absolute path.
@@ -65,8 +63,7 @@ impl Spawner {
     /// # Errors
     /// Those of starting a process.
     pub fn start(config: SpawnerConfig) -> io::Result<Self> {
-        let SpawnerConfig { spawner, log_level, program, socket: file } = config;
-        let mut spawner = Program::ourselves(spawner, SUBCOMMAND, log_level);
+        let SpawnerConfig { mut spawner, program, socket: file } = config;
         if let Some(file) = file {
             spawner.arguments.extend(["--socket-path".into(), file.into()]);
         }

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::spawner::{MAX_END, MAX_REQUEST, REMOVE, REMOVED, REQUEST};
 use super::{Launcher, Process, Program};
-use crate::sandbox::{close_inherited, forbid_inspection};
+use crate::sandbox::forbid_inspection;
 use crate::seqpacket;
 
 /// Most processes at a time. A server has one, and for a moment one that it has killed.
@@ -52,8 +52,6 @@ pub type Remover<'a> = &'a dyn Fn(u64, u64) -> io::Result<()>;
 /// # Errors
 /// [`SpawnerError`].
 pub fn run(socket: BorrowedFd<'_>, program: Option<&Program>, remover: Option<Remover>) -> Result<(), SpawnerError> {
-    // A socket for clients, a key: none of it is for the processes that are started here.
-    close_inherited()?;
     // The rest was given up by the server before it started this process.
     forbid_inspection()?;
     let launcher = program.map(|program| program as &dyn Launcher);

@@ -14,7 +14,7 @@ use super::frame::{FrameError, MAX_FRAME, Reply, Request};
 use super::holding::Holding;
 use super::libtpms::Tpm;
 use super::nvram::Nvram;
-use crate::sandbox::{Confinement, Grant, SandboxError, WORKER_CALLS, close_inherited, forbid_inspection};
+use crate::sandbox::{Confinement, Grant, SandboxError, WORKER_CALLS, forbid_inspection};
 use crate::seqpacket;
 use crate::state::{Anchor, Key, StateFolder};
 use crate::tpm::{Locality, TpmVersion};
@@ -198,8 +198,6 @@ fn library(version: TpmVersion, folder: Option<StateFolder>) -> Result<Box<dyn H
 /// The worker ends with its server and by nothing else: a signal sent to all processes of a service or a terminal must
 /// not take the TPM away before the server has shut it down. And what it holds stays with it.
 fn prepare() -> io::Result<()> {
-    // Whatever the server was started with: it is none of the TPM's business.
-    close_inherited()?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // However little it is confined: the seeds are in its memory.
     forbid_inspection()?;

@@ -25,7 +25,6 @@ use super::config_file::ConfigArgs;
 use super::device_args::description_of;
 use super::ready::{self, ReadySocket};
 use super::serve::TpmArgs;
-use super::start_log;
 use crate::description::Description;
 use folder::PrivateFolder;
 pub(super) use launch::{LaunchArgs, launch};
@@ -68,7 +67,7 @@ pub(super) struct RunArgs {
 }
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    start_log(args.tpm.log_level);
+    args.tpm.log.start()?;
     if args.user.is_some() {
         bail!(
             "--user is not for run: QEMU would stay another user's, and server and QEMU share a folder. Start all of it as \
