@@ -392,7 +392,9 @@ fn qemu_begins_as_if_it_had_been_started_alone() {
     for script in
         ["exec grep -E '^Sig(Blk|Ign|Cgt)' /proc/self/status", "exec ls /proc/self/fd", "echo \"<$NOTIFY_SOCKET>\""]
     {
-        let alone = Command::new("env").args(["--default-signal", "sh", "-c", script]).output().unwrap();
+        let mut alone = Command::new("env");
+        alone.env_remove("NOTIFY_SOCKET");
+        let alone = alone.args(["--default-signal", "sh", "-c", script]).output().unwrap();
         let as_qemu = Run::script(&["--log-level=error"], script).ends_with(0);
         assert_eq!(as_qemu, String::from_utf8(alone.stdout).unwrap(), "{script}");
     }
@@ -466,6 +468,24 @@ fn a_server_tells_who_started_it_that_its_tpm_is_up() {
     let length = listener.recv(&mut message).unwrap();
     assert_eq!(&message[..length], b"READY=1");
     assert!(socket.exists());
+}
+
+#[test]
+fn run_tells_who_started_it_when_qemu_is_there_and_qemu_cannot() {
+    let dir = folder();
+    let notify = dir.path().join("notify");
+    let listener = UnixDatagram::bind(&notify).unwrap();
+    listener.set_read_timeout(Some(DEADLINE)).unwrap();
+    let variable = format!("NOTIFY_SOCKET={}", notify.display());
+    let script = format!("echo \"told by <$NOTIFY_SOCKET>\"; {IDLE}");
+    let command = ["/bin/sh", "-c", &script, "qemu"];
+    let mut run = Run::start(dir, &[], &command, &["env", &variable], Stdio::null());
+    let mut message = [0; 64];
+    let length = listener.recv(&mut message).unwrap();
+    assert_eq!(&message[..length], b"READY=1");
+    run.wait_for("told by <>");
+    kill(run.pid(), Signal::SIGTERM).unwrap();
+    run.process.wait(DEADLINE).unwrap();
 }
 
 #[test]

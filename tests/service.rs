@@ -4,12 +4,13 @@ mod common;
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::net::UnixDatagram;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::process::until;
+use common::process::{Process, until};
 use common::raw_client::RawClient;
 use common::server::Server;
 use common::tis::Tis;
@@ -148,4 +149,71 @@ fn a_system_without_a_log_is_said_before_anything_is_served() {
     let (status, said) = Server::fail(&["--syslog=/nonexistent/log".into()]);
     assert_eq!(status.code(), Some(1));
     assert!(said.contains("cannot reach the system's log at /nonexistent/log; leave --syslog out"), "{said}");
+}
+
+/// What the shell makes of its standard input and becomes.
+fn activated(exports: &str, flags: &str) -> [String; 2] {
+    ["-c".to_owned(), format!("export LISTEN_PID=$$ {exports}; exec {PROGRAM} {flags} 3<&0 </dev/null")]
+}
+
+#[test]
+fn a_socket_of_the_service_manager_is_served_and_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let listener = OwnedFd::from(UnixListener::bind(&path).unwrap());
+    let args = activated("LISTEN_FDS=1 LISTEN_FDNAMES=tpm NOTIFY_SOCKET=", "--socket-activation --interface=tis");
+    let mut process = Process::start_with_input(
+        Path::new("sh"),
+        args,
+        folder.path().join("log"),
+        listener.try_clone().unwrap().into(),
+    );
+    for _ in 0..2 {
+        serve(&path);
+    }
+    // None of it is in the environment of what runs below: the spawner and the worker.
+    let below = |pid| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap().trim().to_owned();
+    let spawner = below(process.pid().to_string());
+    let worker = below(spawner.clone());
+    for pid in [spawner, worker] {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
+        let environment = String::from_utf8_lossy(&environment);
+        assert!(environment.contains("PATH=") && !environment.contains("LISTEN_"), "{environment}");
+        assert!(!environment.contains("NOTIFY_SOCKET"), "{environment}");
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        let open: Vec<_> = open.map(|entry| fs::read_link(entry.unwrap().path()).unwrap()).collect();
+        let inode = nix::sys::stat::fstat(&listener).unwrap().st_ino;
+        assert!(open.iter().all(|link| link != Path::new(&format!("socket:[{inode}]"))), "{open:?}");
+    }
+    process.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(process.wait(DEADLINE).unwrap().success(), "{}", process.output());
+    assert!(path.exists());
+}
+
+#[test]
+fn what_a_service_manager_cannot_have_meant_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = OwnedFd::from(UnixListener::bind(folder.path().join("socket")).unwrap());
+    let (connection, _other) = UnixStream::pair().unwrap();
+    let datagram = UnixDatagram::unbound().unwrap();
+    let inet = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let file = fs::File::open("/dev/null").unwrap();
+    let flags = "--socket-activation";
+    for (descriptor, exports, flags, expected) in [
+        (connection.into(), "LISTEN_FDS=1", flags, "nobody listens on descriptor 3"),
+        (datagram.into(), "LISTEN_FDS=1", flags, "nobody listens on descriptor 3"),
+        (inet.into(), "LISTEN_FDS=1", flags, "no UNIX socket"),
+        (file.into(), "LISTEN_FDS=1", flags, "descriptor 3 is no socket"),
+        (listener.try_clone().unwrap(), "LISTEN_FDS=2", flags, "exactly one ListenStream="),
+        (listener.try_clone().unwrap(), "X=1", flags, "LISTEN_FDS is not set"),
+        (listener.try_clone().unwrap(), "LISTEN_PID=1 LISTEN_FDS=1", flags, "are for process 1,"),
+        (listener, "LISTEN_FDS=1", "--socket-activation --socket-mode=0660", "need --socket-path"),
+    ] {
+        let descriptor: OwnedFd = descriptor;
+        let args = activated(exports, flags);
+        let mut process =
+            Process::start_with_input(Path::new("sh"), args, folder.path().join("log"), descriptor.into());
+        assert_eq!(process.wait(DEADLINE).unwrap().code(), Some(1), "{exports}");
+        assert!(process.output().contains(expected), "{exports}: {}", process.output());
+    }
 }

@@ -1,6 +1,7 @@
 //! The command line: what it accepts, and what it makes of it. One file a subcommand.
 
 mod access_args;
+mod activation;
 mod backend_args;
 mod capabilities;
 mod config_file;

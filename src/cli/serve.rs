@@ -17,7 +17,7 @@ use super::latency_args::LatencyArgs;
 use super::log_args::LogArgs;
 use super::register_args::RegisterArgs;
 use super::sandbox_args::{SandboxArgs, UserArgs};
-use super::{inherited, ready, signals};
+use super::{activation, inherited, ready, signals};
 use crate::acpi::TpmDevice as DeviceDescription;
 use crate::description::Description;
 use crate::device::{DeviceOptions, TpmDevice};
@@ -96,6 +96,10 @@ struct SocketArgs {
     /// Inherited descriptor to serve instead: of a listening socket, or of one connection
     #[arg(long, value_name = "FD", value_parser = inherited::number())]
     fd: Option<RawFd>,
+
+    /// Serve the socket that the service manager listens on and hands over (LISTEN_FDS, as systemd's .socket units do)
+    #[arg(long)]
+    socket_activation: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -111,6 +115,8 @@ enum StartupKind {
 enum Endpoint {
     Path(PathBuf),
     Descriptor(RawFd),
+    /// Whatever the service manager hands over.
+    Activation,
 }
 
 /// What to serve and how: the arguments, checked against each other. Nothing has been opened yet.
@@ -139,13 +145,14 @@ impl TryFrom<ServeArgs> for Config {
         let ServeArgs { config: _, socket, access, description, user: UserArgs { user }, tpm: args, obey_parent_only } =
             args;
         let (backend, device) = args.backend_and_device()?;
-        let endpoint = match (socket.socket_path, socket.fd) {
-            (Some(path), None) => Endpoint::Path(path),
-            (None, Some(_)) if access.has_socket_rights() => {
+        let endpoint = match (socket.socket_path, socket.fd, socket.socket_activation) {
+            (Some(path), None, false) => Endpoint::Path(path),
+            (None, ..) if access.has_socket_rights() => {
                 bail!("--socket-mode and --socket-group need --socket-path: an inherited socket has its rights already")
             }
-            (None, Some(fd)) => Endpoint::Descriptor(fd),
-            _ => bail!("give either --socket-path or --fd"),
+            (None, Some(fd), false) => Endpoint::Descriptor(fd),
+            (None, None, true) => Endpoint::Activation,
+            _ => bail!("give one of --socket-path, --fd and --socket-activation"),
         };
         if args.backend.keys().descriptor().is_some() && args.backend.keys().descriptor() == socket.fd {
             bail!("--fd and --key-fd are the same descriptor");
@@ -156,7 +163,9 @@ impl TryFrom<ServeArgs> for Config {
                 let config = description_of(device.clone(), socket.clone(), backend.source());
                 Some((Description::new(config)?, folder))
             }
-            (Some(_), Endpoint::Descriptor(_)) => bail!("--description needs --socket-path: a VMM connects by path"),
+            (Some(_), Endpoint::Descriptor(_) | Endpoint::Activation) => {
+                bail!("--description needs --socket-path: a VMM connects by path")
+            }
         };
         let startup = match (&backend, args.startup) {
             (BackendConfig::Host { .. }, None) => StartupPolicy::Host,
@@ -190,7 +199,7 @@ impl Endpoint {
     fn path(&self) -> Option<&Path> {
         match self {
             Self::Path(path) => Some(path),
-            Self::Descriptor(_) => None,
+            Self::Descriptor(_) | Self::Activation => None,
         }
     }
 }
@@ -241,6 +250,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
             claim.listen()?
         }
         Endpoint::Descriptor(fd) => Listener::from_fd(inherited::take("--fd", *fd)?)?,
+        Endpoint::Activation => Listener::from_fd(activation::take()?)?,
     };
     let listener = match config.allowed_users {
         Some(users) => listener.allow_only(users)?,
@@ -265,6 +275,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     match &config.endpoint {
         Endpoint::Path(path) => log::info!("listening on {}", path.display()),
         Endpoint::Descriptor(fd) => log::info!("serving descriptor {fd}"),
+        Endpoint::Activation => log::info!("serving the socket that the service manager listens on"),
     }
     let mut engine = Engine::new(backend, Platform::new(version, config.startup), Some(wakeup));
     engine.on_first_start(move || starter.map_or((), ready::Starter::tell));

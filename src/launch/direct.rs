@@ -14,6 +14,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Inner, Launcher, Process};
 
+/// What a service manager tells the server alone: which sockets it listens on for it, and where to say that it is ready.
+const NOT_FOR_CHILDREN: [&str; 4] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET"];
+
 /// A program and its arguments.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -53,6 +56,9 @@ impl Started {
     pub(super) fn start(program: &Program, stdin: OwnedFd) -> io::Result<Self> {
         let starter = std::process::id();
         let mut command = Command::new(&program.path);
+        for name in NOT_FOR_CHILDREN {
+            command.env_remove(name);
+        }
         if program.path.starts_with("/proc/self") {
             // In lists of processes "exe" says nothing.
             command.arg0(env!("CARGO_PKG_NAME"));

@@ -35,6 +35,8 @@ use processes::{Event, Process, Reach, Signals};
 /// Starts a server, waits until its TPM is up, and starts the command after `--`, with all arguments added
 /// that attach the TPM: the device, its ACPI tables, S3 switched off, and -machine where the command names none.
 ///
+/// Started by a service manager that wants to know, it says that it is ready when QEMU has been started.
+///
 /// Signals are passed on to QEMU, and its exit status is this program's: 128 and the signal's number if it died of a
 /// signal, 127 if there is no such program, 126 if it cannot be started. The status is 1 if the server failed, unless
 /// QEMU's own tells of a failure. If the server ends while QEMU runs, the virtual machine goes on without its TPM.
@@ -89,6 +91,9 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let arguments = qemu::arguments(user, machine, &socket, attach)?;
     let mut qemu = this_program();
     qemu.args([launch::SUBCOMMAND, "--"]).arg(program).args(arguments);
+    // To say when all is up is for us.
+    qemu.env_remove(ready::VARIABLE);
+    let starter = ready::Starter::find();
 
     let notify = folder.path().join("ready");
     let ready =
@@ -105,7 +110,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     // The server has it; QEMU must not.
     drop(key);
 
-    let code = serve(&signals, &ready, &mut server, &mut qemu);
+    let code = serve(&signals, &ready, starter, &mut server, &mut qemu);
     let status = end(&signals, &mut server)?;
     let code = code?;
     if !status.success() {
@@ -142,12 +147,21 @@ fn own_flags(args: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = O
 }
 
 /// Runs QEMU while there is a TPM for it, and gives the exit status for the whole.
-fn serve(signals: &Signals, ready: &ReadySocket, server: &mut Process, qemu: &mut Command) -> anyhow::Result<u8> {
+fn serve(
+    signals: &Signals,
+    ready: &ReadySocket,
+    starter: Option<ready::Starter>,
+    server: &mut Process,
+    qemu: &mut Command,
+) -> anyhow::Result<u8> {
     if let Some(signal) = wait_until_ready(signals, ready, server)? {
         log::info!("{signal} before QEMU was started");
         return Ok(died_of(signal as i32));
     }
     let mut qemu = Process::start(qemu).context("cannot start a process for QEMU")?;
+    if let Some(starter) = starter {
+        starter.tell();
+    }
     let mut tpm_lost = false;
     loop {
         match signals.next()? {
