@@ -28,5 +28,6 @@ pub mod shared_pages;
 pub mod state;
 pub mod syslog;
 pub mod tpm;
+pub mod trace;
 pub mod vfio_user;
 pub mod worker;
