@@ -138,6 +138,7 @@ fn with_state() -> (BTreeSet<String>, BTreeSet<String>) {
     let args = [
         argument("--state-dir", "state"),
         argument("--rollback-anchor", "anchor"),
+        argument("--trace-pcap", "trace"),
         format!("--allow-uid={}", getuid()).into(),
         "--log-level=debug".into(),
     ];

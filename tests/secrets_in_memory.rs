@@ -5,7 +5,9 @@ mod common;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
+use common::process::until;
 use common::raw_client::{NO_REPLY, REGION_READ, REGION_WRITE, RawClient, access, message_claiming};
 use common::server::Server;
 use common::swtpm::programs;
@@ -132,6 +134,21 @@ fn the_same_with_an_swtpm() {
             folder.path().into(),
         ]);
     }
+}
+
+#[test]
+fn the_same_with_a_trace_and_one_with_secrets_forgets_what_it_has_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = |name: &str| OsString::from(format!("--trace-pcap={}", folder.path().join(name).display()));
+    command_and_response(&[trace("without")]);
+    let mut machine = Machine::with_index(&[trace("with"), "--trace-secrets".into()]);
+    machine.ok(&nv_write(NV, SECRET));
+    machine.ok(&nv_read(NV, 24));
+    machine.tis.write32(STS, COMMAND_READY);
+    let forgotten = until(Duration::from_secs(60), || machine.places().is_empty().then_some(()));
+    assert!(forgotten.is_some(), "it is in {:?}", machine.places());
+    let written = fs::read(folder.path().join("with")).unwrap();
+    assert!(written.windows(SECRET.len()).any(|bytes| bytes == SECRET));
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod serve;
 mod signals;
 mod spawner;
 mod state;
+mod trace_args;
 mod worker;
 
 use std::ffi::OsString;

@@ -17,6 +17,7 @@ use super::latency_args::LatencyArgs;
 use super::log_args::LogArgs;
 use super::register_args::RegisterArgs;
 use super::sandbox_args::{SandboxArgs, UserArgs};
+use super::trace_args::TraceArgs;
 use super::{activation, inherited, ready, signals};
 use crate::acpi::TpmDevice as DeviceDescription;
 use crate::description::Description;
@@ -83,6 +84,9 @@ pub(super) struct TpmArgs {
     pub(super) sandbox: SandboxArgs,
 
     #[command(flatten)]
+    trace: TraceArgs,
+
+    #[command(flatten)]
     pub(super) log: LogArgs,
 }
 
@@ -134,6 +138,7 @@ struct Config {
     obey_parent_only: bool,
     latency: LatencyArgs,
     sandbox: SandboxArgs,
+    trace: TraceArgs,
     user: Option<NewUser>,
     log: LogArgs,
 }
@@ -189,6 +194,7 @@ impl TryFrom<ServeArgs> for Config {
             obey_parent_only,
             latency: args.latency,
             sandbox: args.sandbox,
+            trace: args.trace,
             user,
             log: args.log,
         })
@@ -229,6 +235,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         .context("cannot receive signals")?;
 
     let version = config.device.version();
+    let trace = config.trace.open()?;
     let registers = config.registers.registers(&config.device);
     // Before the socket is there: what is wrong with the TPM is said first, and a VMM never meets a server without one.
     let attached = config.backend.attaches_to().map(std::path::absolute).transpose()?;
@@ -278,6 +285,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         Endpoint::Activation => log::info!("serving the socket that the service manager listens on"),
     }
     let mut engine = Engine::new(backend, Platform::new(version, config.startup), Some(wakeup));
+    engine.trace(config.trace.start(trace, version)?);
     engine.on_first_start(move || starter.map_or((), ready::Starter::tell));
     let options =
         DeviceOptions { reset_on_connect: config.reset_on_connect, completion_hold: config.latency.completion_hold() };

@@ -24,6 +24,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::backend::{Backend, BackendError, Done};
 use crate::platform::{Platform, Step};
 use crate::tpm::{BUFFER_SIZE, Fault, Header, Locality, fault_response};
+use crate::trace::{Sender, Tracer};
 
 /// Longest start of a TPM, by one operation. A new TPM 1.2 generates a key, and a busy disk takes long to write.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -65,6 +66,7 @@ pub struct Engine {
     pristine: bool,
     first_start: FirstStart,
     on_first_start: Option<Box<dyn FnOnce() + Send>>,
+    tracer: Tracer,
     /// Why the TPM was not stopped in order.
     stop_failure: Option<String>,
 }
@@ -133,6 +135,7 @@ impl Engine {
             pristine: false,
             first_start: FirstStart::Awaited,
             on_first_start: None,
+            tracer: Tracer::default(),
             stop_failure: None,
         }
     }
@@ -140,6 +143,11 @@ impl Engine {
     /// Has `action` called when the TPM is up for the first time.
     pub fn on_first_start(&mut self, action: impl FnOnce() + Send + 'static) {
         self.on_first_start = Some(Box::new(action));
+    }
+
+    /// Has `tracer` told of all that is given to the TPM, and of all that it answers.
+    pub fn trace(&mut self, tracer: Tracer) {
+        self.tracer = tracer;
     }
 
     /// `_TPM_Init`: shuts a running TPM down in order and starts it anew. What the guest has under way is forgotten.
@@ -301,6 +309,7 @@ impl Engine {
                     self.guest = Guest::Running;
                     self.pristine = false;
                     self.platform.guest_runs(&self.command);
+                    self.tracer.command(Sender::Guest, locality, &self.command);
                     let begun = self.backend.execute(locality, &self.command);
                     // Passwords may be in it.
                     self.command.zeroize();
@@ -309,6 +318,7 @@ impl Engine {
             }
             (Phase::Idle, Goal::Reset | Goal::Stop) => match self.platform.shutdown() {
                 Some(step) => {
+                    self.tracer.command(Sender::Platform, Locality::ZERO, &step.command);
                     let begun = self.backend.execute(Locality::ZERO, &step.command);
                     self.begin(begun, Phase::ShuttingDown, SHUTDOWN_LIMIT, now);
                 }
@@ -368,6 +378,11 @@ impl Engine {
         if let Ok(Done::Control { established }) = outcome {
             self.established = established;
         }
+        if let (Phase::Starting(..) | Phase::Executing | Phase::ShuttingDown, Ok(Done::Response)) =
+            (&self.phase, &outcome)
+        {
+            self.tracer.response(&self.response);
+        }
         match (std::mem::replace(&mut self.phase, Phase::Idle), outcome) {
             (Phase::Initializing, Ok(Done::Control { .. })) => match self.platform.startup() {
                 Ok(steps) => self.next_step(steps.into_iter(), now),
@@ -419,6 +434,7 @@ impl Engine {
             return self.advance(now);
         }
         if let Some(step) = steps.next() {
+            self.tracer.command(Sender::Platform, Locality::ZERO, &step.command);
             let begun = self.backend.execute(Locality::ZERO, &step.command);
             self.begin(begun, Phase::Starting(steps, step.name), START_LIMIT, now);
         } else {

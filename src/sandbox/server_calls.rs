@@ -33,7 +33,7 @@ pub const CALLS: &[Call] = &[
     call!(SYS_readlinkat, "whether a client's descriptor is an eventfd").unseen(SIBLING),
     call!(SYS_fcntl, "descriptors that neither block nor are inherited").only(Only::OneOf(1, FCNTL)),
     // Interrupts and their eventfds. Those of the TPM cannot be masked; else epoll_create1 would be needed.
-    call!(SYS_write, "interrupts, log lines, and what wakes a thread"),
+    call!(SYS_write, "interrupts, log lines, the trace, and what wakes a thread"),
     call!(SYS_read, "signals"),
     call!(SYS_timer_create, "the end of a write to an eventfd that waits"),
     call!(SYS_timer_settime, "the end of a write to an eventfd that waits"),
@@ -44,7 +44,7 @@ pub const CALLS: &[Call] = &[
     call!(SYS_gettid, "whom that timer interrupts"),
     // Memory that the guest maps: a new file for each client.
     call!(SYS_memfd_create, "memory shared with a client"),
-    call!(SYS_ftruncate, "its size"),
+    call!(SYS_ftruncate, "its size, and the end of a trace on a full disk"),
     // The TPM's process.
     call!(SYS_sendmsg, "commands to the TPM's process, requests to the spawner"),
     call!(SYS_recvfrom, "responses of the TPM's process"),
@@ -57,10 +57,10 @@ pub const CALLS: &[Call] = &[
     // Signals and the end.
     call!(SYS_getppid, "whose signals count").unseen("only for a server of `run`, which strace would not be"),
     call!(SYS_exit_group, "the end"),
-    call!(SYS_exit, "the end of a thread that closes descriptors").unseen(END),
+    call!(SYS_exit, "the end of a thread").unseen(END),
     call!(SYS_restart_syscall, "waiting on after the process was stopped").unseen("only after SIGSTOP and SIGCONT"),
     // Memory and threads.
-    call!(SYS_futex, "the threads that close descriptors"),
+    call!(SYS_futex, "the threads that close descriptors and write a trace"),
     call!(SYS_brk, "memory").unseen(PRESSURE),
     call!(SYS_mmap, "memory").only(NOT_EXECUTABLE).unseen(PRESSURE),
     call!(SYS_munmap, "memory").unseen(PRESSURE),

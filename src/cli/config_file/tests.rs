@@ -198,7 +198,7 @@ fn examples() -> Vec<String> {
 fn every_line_of_the_example_file_can_be_used() {
     assert!(server(include_str!("../../../dist/vfio-user-tpm.toml"), &["--fd=3"]).is_ok());
     for line in examples() {
-        let result = server(&line, &["--socket-path=/s"]);
+        let result = server(&line, &["--socket-path=/s", "--trace-pcap=/t"]);
         assert!(result.is_ok(), "{line}: {}", result.unwrap_err());
     }
     // No key stands there twice.
