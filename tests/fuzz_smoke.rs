@@ -171,3 +171,8 @@ fn a_chip_of_the_host_can_answer_anything() {
 fn a_ca_that_is_taken_issues_certificates_and_another_is_refused_with_a_reason() {
     smoke("certificates", fuzz::certificates::run, 500);
 }
+
+#[test]
+fn a_trace_shows_a_message_with_zeros_in_it() {
+    smoke("redaction", fuzz::redaction::run, 5000);
+}

@@ -12,6 +12,7 @@ pub mod description;
 pub mod device_state;
 pub mod frames;
 pub mod probe;
+pub mod redaction;
 pub mod registers;
 pub mod server;
 pub mod spawner;
