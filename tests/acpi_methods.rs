@@ -3,7 +3,7 @@
 mod acpi;
 
 use acpi::interpreter::{ConfigSpace, EMPTY, Script, Value, WORKING};
-use acpi::{Q35, VARIANTS, Variant, table};
+use acpi::{Q35, VARIANTS, VIRT, Variant, table};
 use vfio_user_tpm::acpi::{Interface, TpmDevice};
 
 /// Another vendor's device.
@@ -89,6 +89,27 @@ fn each_variant_works_where_it_is() {
     for variant in VARIANTS {
         let seen = evaluate(&variant.device(), WORKING);
         assert_eq!((seen.sta, seen.base), (0x0f, 0xfeb4_0000), "{}", variant.name);
+    }
+}
+
+/// What Linux installs from the initramfs: each of the variants that have it.
+#[test]
+fn the_initramfs_ssdt_says_the_same_once_sta_was_asked_for() {
+    for variant in VARIANTS.iter().filter(|variant| variant.interface == Interface::Tis) {
+        let device = variant.device();
+        let script = || Script::new(&device).initramfs(&device).config(WORKING);
+        let values = script().sta().crs_base().crs_length().command().run(&device);
+        assert_eq!(values, [0x0f, 0xfeb4_0000, 0x5000, 0x2].map(Value::Integer), "{}", variant.name);
+        let values = script().forget_sta().crs_base().command().sta().crs_base().run(&device);
+        assert_eq!(values, [0, 0, 0x0f, 0xfeb4_0000].map(Value::Integer), "{}", variant.name);
+    }
+}
+
+#[test]
+fn the_initramfs_ssdt_has_no_tpm_where_there_is_none() {
+    let device = VIRT.device();
+    for config in [FOREIGN, WITHOUT_ADDRESS, EMPTY] {
+        assert_eq!(evaluate(&device, config).sta, 0, "{:#x}", config.id);
     }
 }
 

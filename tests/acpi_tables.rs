@@ -16,7 +16,7 @@ use std::fs;
 use std::path::Path;
 
 use acpi::{VARIANTS, acpica, compile, table};
-use vfio_user_tpm::acpi::tables;
+use vfio_user_tpm::acpi::{Vmm, tables};
 
 /// Bytes in front of a table's body.
 const HEADER: usize = 36;
@@ -52,10 +52,16 @@ fn the_files_and_formats_are_the_golden_ones() {
     for variant in VARIANTS {
         let (description, folder) = (variant.description(), Path::new("/run/vm/tpm"));
         let files = description.files(folder).unwrap().into_iter().map(|file| (file.name, file.contents));
-        let formats = [
-            ("qemu-args.txt", description.qemu_command_line(folder).unwrap().into_bytes()),
-            ("libvirt.xml", description.libvirt_xml(folder).unwrap().into_bytes()),
-        ];
+        let formats = match variant.machine.vmm() {
+            Vmm::Qemu => vec![
+                ("qemu-args.txt", description.qemu_command_line(folder).unwrap()),
+                ("libvirt.xml", description.libvirt_xml(folder).unwrap()),
+            ],
+            Vmm::CloudHypervisor => {
+                vec![("cloud-hypervisor-args.txt", description.cloud_hypervisor_command_line().unwrap())]
+            }
+        };
+        let formats = formats.into_iter().map(|(name, text)| (name, text.into_bytes()));
         for (name, contents) in files.chain(formats) {
             let path = variant.golden(name);
             if env::var_os("UPDATE_GOLDEN").is_some() {

@@ -64,7 +64,7 @@ fn assert_valid(validator: &Validator, instance: &Value, what: &str) {
     assert!(errors.is_empty(), "{what}: {errors:#?}");
 }
 
-const VARIANTS: [&[&str]; 8] = [
+const VARIANTS: [&[&str]; 10] = [
     &[],
     &["--state-dir=/var/lib/tpm"],
     &["--machine=pc"],
@@ -73,6 +73,8 @@ const VARIANTS: [&[&str]; 8] = [
     &["--interface=crb-doorbell"],
     &["--pci-address=1e.0", "--pci-id=1b36:00ff"],
     &["--pci-address=06.1/00.0", "--force-behind-bridge=rp0"],
+    &["--machine=virt"],
+    &["--machine=cloud-hypervisor"],
 ];
 
 #[test]
@@ -146,11 +148,59 @@ fn the_schema_leaves_room_for_new_members() {
 fn the_hashes_are_those_of_the_files() {
     let folder = folder();
     let description: Value = serde_json::from_str(&printed(folder.path(), &["--format=json"])).unwrap();
-    for table in description["acpi"]["tables"].as_array().unwrap() {
+    let printed = printed(folder.path(), &["--interface=tis", "--format=json"]);
+    let with_archive: Value = serde_json::from_str(&printed).unwrap();
+    let files = description["acpi"]["tables"].as_array().unwrap().iter().chain([&with_archive["acpi"]["initrd"]]);
+    for table in files {
         let bytes = fs::read(folder.path().join(table["file"].as_str().unwrap())).unwrap();
         let hex: Vec<_> = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(table["sha256"], hex.concat());
     }
+}
+
+#[test]
+fn the_archive_for_an_initramfs_is_printed_as_it_is_written() {
+    let folder = folder();
+    let output = describe(folder.path(), &["--interface=tis", "--format=acpi-initrd"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stdout.starts_with(b"070701"));
+    assert_eq!(output.stdout, fs::read(folder.path().join("acpi-initrd.cpio")).unwrap());
+}
+
+#[test]
+fn there_is_no_archive_for_a_crb() {
+    let parent = folder();
+    let folder = parent.path().join("new");
+    let output = describe(&folder, &["--interface=crb", "--format=acpi-initrd"]);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(message.contains("TPM2 table") && message.contains("--interface=tis"), "{message}");
+    assert!(!folder.exists());
+}
+
+#[test]
+fn where_the_vmm_adds_no_tables_tis_is_the_default_and_a_crb_refused() {
+    for machine in ["--machine=virt", "--machine=cloud-hypervisor"] {
+        let folder = folder();
+        let description: Value = serde_json::from_str(&printed(folder.path(), &[machine, "--format=json"])).unwrap();
+        assert_eq!(description["tpm"]["interface"], "tis");
+        let output = describe(folder.path(), &[machine, "--interface=crb"]);
+        assert!(String::from_utf8_lossy(&output.stderr).contains("--interface=tis"), "{output:?}");
+    }
+}
+
+/// The terminal is one that nobody reads.
+#[test]
+fn the_archive_is_not_written_to_a_terminal() {
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_vfio-user-tpm"))
+        .args(["describe", "--socket-path=/s", "--interface=tis", "--format=acpi-initrd", "--description"])
+        .arg(folder().path())
+        .stdout(pty.slave)
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("> acpi-initrd.cpio"), "{output:?}");
 }
 
 #[test]

@@ -22,7 +22,8 @@ pub(super) fn ssdt(device: &TpmDevice) -> Table {
     let control_area = ControlArea { bar_offset: bar_map::LOCALITIES.offset + bar_map::CONTROL_AREA_START };
     ssdt::table(
         device,
-        Additions { in_pci_device: Vec::new(), objects: vec![&control_area], in_crs: vec![&ControlArea::update()] },
+        device.interface().oem_table(),
+        &Additions { objects: vec![&control_area], in_crs: vec![&ControlArea::update()], ..Additions::default() },
     )
 }
 

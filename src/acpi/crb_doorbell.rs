@@ -26,10 +26,12 @@ pub(super) fn ssdt(device: &TpmDevice) -> Table {
     let control_area = ControlArea { bar_offset: bar_map::CONTROL_AREA.offset + bar_map::CONTROL_AREA_START };
     ssdt::table(
         device,
-        Additions {
+        device.interface().oem_table(),
+        &Additions {
             in_pci_device: vec![&Doorbell],
             objects: vec![&control_area, &Dsm],
             in_crs: vec![&ControlArea::update()],
+            ..Additions::default()
         },
     )
 }

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use super::PciAddress;
+
 /// A machine whose slots and ACPI names are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Machine {
@@ -12,27 +14,69 @@ pub enum Machine {
     Q35,
     /// QEMU's `pc`, with an i440FX and a PIIX3.
     Pc,
+    /// QEMU's `virt` for 64-bit ARM, with UEFI firmware: it is that which hands ACPI tables on.
+    Virt,
+    /// What Cloud Hypervisor makes.
+    CloudHypervisor,
+}
+
+/// The program that makes a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vmm {
+    /// QEMU.
+    Qemu,
+    /// Cloud Hypervisor.
+    CloudHypervisor,
 }
 
 impl Machine {
     /// All machines that are known.
-    pub const ALL: [Self; 2] = [Self::Q35, Self::Pc];
+    pub const ALL: [Self; 4] = [Self::Q35, Self::Pc, Self::Virt, Self::CloudHypervisor];
 
-    /// The name on the command line and in `tpm.json`, which is also QEMU's.
+    /// The name on the command line and in `tpm.json`: QEMU's for its machines, else that of the VMM.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Q35 => "q35",
             Self::Pc => "pc",
+            Self::Virt => "virt",
+            Self::CloudHypervisor => "cloud-hypervisor",
         }
     }
 
-    /// QEMU's id of the root bus.
+    /// The VMM that makes it.
+    #[must_use]
+    pub const fn vmm(self) -> Vmm {
+        match self {
+            Self::Q35 | Self::Pc | Self::Virt => Vmm::Qemu,
+            Self::CloudHypervisor => Vmm::CloudHypervisor,
+        }
+    }
+
+    /// Whether its VMM adds tables of others to its own. QEMU has `-acpitable` for x86 only.
+    #[must_use]
+    pub const fn adds_tables(self) -> bool {
+        match self {
+            Self::Q35 | Self::Pc => true,
+            Self::Virt | Self::CloudHypervisor => false,
+        }
+    }
+
+    /// The root bus: QEMU's id of it, or Cloud Hypervisor's number of the PCI segment.
     #[must_use]
     pub const fn root_bus(self) -> &'static str {
         match self {
-            Self::Q35 => "pcie.0",
+            Self::Q35 | Self::Virt => "pcie.0",
             Self::Pc => "pci.0",
+            Self::CloudHypervisor => "0",
+        }
+    }
+
+    /// Whether the nodes of devices behind bridges are known.
+    pub(super) const fn has_known_bridges(self) -> bool {
+        match self {
+            Self::Q35 | Self::Pc => true,
+            Self::Virt | Self::CloudHypervisor => false,
         }
     }
 
@@ -45,6 +89,15 @@ impl Machine {
             _ => None,
         }
     }
+
+    /// The VMM's name for the node of a PCI device, 4 characters as in AML: QEMU's is S and the devfn in hexadecimal, Cloud
+    /// Hypervisor's S and the slot in decimal.
+    pub(super) fn node_name(self, address: PciAddress) -> String {
+        match self.vmm() {
+            Vmm::Qemu => format!("S{:02X}_", address.devfn()),
+            Vmm::CloudHypervisor => format!("S{:03}", address.slot()),
+        }
+    }
 }
 
 impl fmt::Display for Machine {
@@ -55,7 +108,7 @@ impl fmt::Display for Machine {
 
 /// A name that is no [`Machine`].
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("there is no machine \"{0}\": expected q35 or pc")]
+#[error("there is no machine \"{0}\": expected q35, pc, virt or cloud-hypervisor")]
 pub struct UnknownMachine(String);
 
 impl FromStr for Machine {
@@ -71,10 +124,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_is_known_by_qemus_name_only() {
+    fn a_machine_is_known_by_its_name_only() {
         for machine in Machine::ALL {
             assert_eq!(machine.name().parse(), Ok(machine));
         }
-        assert_eq!("virt".parse::<Machine>(), Err(UnknownMachine("virt".to_owned())));
+        assert_eq!("microvm".parse::<Machine>(), Err(UnknownMachine("microvm".to_owned())));
     }
 }

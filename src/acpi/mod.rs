@@ -11,6 +11,7 @@
 
 mod crb;
 mod crb_doorbell;
+mod initramfs;
 mod machine;
 mod pci_address;
 mod placement;
@@ -27,9 +28,10 @@ use crate::bar_map;
 use crate::pci::Identity;
 use crate::tpm::TpmVersion;
 
-pub use machine::{Machine, UnknownMachine};
+pub use machine::{Machine, UnknownMachine, Vmm};
 pub use pci_address::{PciAddress, PciPath, PciPathError};
 pub use placement::{BehindBridge, Placement, PlacementError};
+use table::OemTable;
 pub use table::Table;
 
 /// The register interface through which the guest speaks to the TPM.
@@ -67,13 +69,13 @@ impl Interface {
         }
     }
 
-    /// What suits most guests of a TPM of `version`: the quickest that has localities and that all of the TCG's
-    /// specifications know.
+    /// What suits most guests of a TPM of `version` in `machine`: of those that it can have there, the quickest that has
+    /// localities and that all of the TCG's specifications know.
     #[must_use]
-    pub const fn default_for(version: TpmVersion) -> Self {
+    pub const fn default_for(machine: Machine, version: TpmVersion) -> Self {
         match version {
-            TpmVersion::V1_2 => Self::Tis,
-            TpmVersion::V2_0 => Self::Crb,
+            TpmVersion::V2_0 if Self::Crb.is_for_machine(machine) => Self::Crb,
+            TpmVersion::V1_2 | TpmVersion::V2_0 => Self::Tis,
         }
     }
 
@@ -83,13 +85,23 @@ impl Interface {
         matches!((self, version), (Self::Tis, _) | (_, TpmVersion::V2_0))
     }
 
+    /// Whether it can be in `machine`. An operating system finds a CRB by a TPM2 table only, which the VMM has to add.
+    #[must_use]
+    pub const fn is_for_machine(self, machine: Machine) -> bool {
+        match self {
+            Self::Tis => true,
+            Self::Crb | Self::CrbDoorbell => machine.adds_tables(),
+        }
+    }
+
     /// The OEM's name for the tables.
-    const fn oem_table_id(self) -> [u8; 8] {
-        *match self {
+    const fn oem_table(self) -> OemTable {
+        let id = *match self {
             Self::Tis => b"TPMTIS\0\0",
             Self::Crb => b"TPMCRB\0\0",
             Self::CrbDoorbell => b"TPMCRBDB",
-        }
+        };
+        OemTable { id, revision: 1 }
     }
 }
 
@@ -119,17 +131,20 @@ pub struct TpmDevice {
 }
 
 impl TpmDevice {
-    /// A TPM of `version`, unless it cannot have that interface.
+    /// A TPM of `version`, unless it cannot have that interface, or not in that machine.
     pub fn new(
         placement: Placement,
         identity: Identity,
         interface: Interface,
         version: TpmVersion,
     ) -> Result<Self, InterfaceError> {
-        if interface.is_for(version) {
-            Ok(Self { placement, identity, interface, version })
+        let machine = placement.machine();
+        if !interface.is_for(version) {
+            Err(InterfaceError::Version { interface: interface.name(), version })
+        } else if !interface.is_for_machine(machine) {
+            Err(InterfaceError::Machine { interface: interface.name(), machine })
         } else {
-            Err(InterfaceError { interface: interface.name(), version })
+            Ok(Self { placement, identity, interface, version })
         }
     }
 
@@ -158,20 +173,39 @@ impl TpmDevice {
     }
 }
 
-/// An interface that a TPM of this version cannot have.
+/// An interface that this TPM cannot have.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("the interface {interface} came with TPM 2.0, and this TPM is a {version}: choose --interface=tis")]
-pub struct InterfaceError {
-    interface: &'static str,
-    version: TpmVersion,
+pub enum InterfaceError {
+    /// Not with this version.
+    #[error("the interface {interface} came with TPM 2.0, and this TPM is a {version}: choose --interface=tis")]
+    Version {
+        /// The interface.
+        interface: &'static str,
+        /// The TPM's version.
+        version: TpmVersion,
+    },
+    /// Not in this machine.
+    #[error(
+        "{machine} takes no ACPI tables of others, and the interface {interface} needs a TPM2 table, which Linux does not \
+         take from an initramfs: choose --interface=tis, for the server too"
+    )]
+    Machine {
+        /// The interface.
+        interface: &'static str,
+        /// The machine.
+        machine: Machine,
+    },
 }
 
 /// The tables that describe `device`, complete with header and checksum, in the order in which a VMM should add them:
-/// the TPM's device, then what the TCG has for its version.
+/// the TPM's device, then what the TCG has for its version. For a machine whose VMM adds none, [`initramfs_ssdt`] alone.
 #[must_use]
 pub fn tables(device: &TpmDevice) -> Vec<Table> {
+    if !device.placement.machine().adds_tables() {
+        return initramfs_ssdt(device).into_iter().collect();
+    }
     let ssdt = match device.interface {
-        Interface::Tis => ssdt::table(device, ssdt::Additions::default()),
+        Interface::Tis => ssdt::table(device, device.interface.oem_table(), &ssdt::Additions::default()),
         Interface::Crb => crb::ssdt(device),
         Interface::CrbDoorbell => crb_doorbell::ssdt(device),
     };
@@ -182,12 +216,23 @@ pub fn tables(device: &TpmDevice) -> Vec<Table> {
     vec![ssdt, of_version]
 }
 
+/// The table that describes `device` to a Linux which installs it from an initramfs, without any other; none for a CRB, which
+/// cannot be found that way.
+#[must_use]
+pub fn initramfs_ssdt(device: &TpmDevice) -> Option<Table> {
+    initramfs::ssdt(device)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn device(interface: Interface, version: TpmVersion) -> Result<TpmDevice, InterfaceError> {
-        let placement = Placement::new(Machine::Q35, "05.0".parse().unwrap(), None).unwrap();
+        device_in(Machine::Q35, interface, version)
+    }
+
+    fn device_in(machine: Machine, interface: Interface, version: TpmVersion) -> Result<TpmDevice, InterfaceError> {
+        let placement = Placement::new(machine, "05.0".parse().unwrap(), None).unwrap();
         let identity = Identity { vendor_id: 0x7666, device_id: 0x5450, revision_id: 1, class_code: 0x10_8000 };
         TpmDevice::new(placement, identity, interface, version)
     }
@@ -196,7 +241,10 @@ mod tests {
     fn each_table_has_its_length_and_a_checksum_that_sums_to_zero() {
         let versions = [TpmVersion::V1_2, TpmVersion::V2_0];
         let devices = Interface::ALL.iter().flat_map(|interface| versions.map(|version| device(*interface, version)));
-        for table in devices.flatten().flat_map(|device| tables(&device)) {
+        for table in devices
+            .flatten()
+            .flat_map(|device| [tables(&device), initramfs_ssdt(&device).into_iter().collect()].concat())
+        {
             let length = u32::from_le_bytes(*table.bytes[4..].first_chunk().unwrap());
             assert_eq!(length as usize, table.bytes.len(), "{table:?}");
             assert_eq!(table.bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte)), 0, "{table:?}");
@@ -222,6 +270,27 @@ mod tests {
         for interface in Interface::ALL {
             assert!(device(interface, TpmVersion::V2_0).is_ok(), "{interface:?}");
         }
+    }
+
+    #[test]
+    fn where_the_vmm_adds_no_tables_there_is_an_ssdt_alone_and_no_crb() {
+        for machine in Machine::ALL.into_iter().filter(|machine| !machine.adds_tables()) {
+            for interface in [Interface::Crb, Interface::CrbDoorbell] {
+                let message = device_in(machine, interface, TpmVersion::V2_0).unwrap_err().to_string();
+                assert!(message.contains(machine.name()) && message.contains("--interface=tis"), "{message}");
+            }
+            for version in [TpmVersion::V1_2, TpmVersion::V2_0] {
+                let interface = Interface::default_for(machine, version);
+                let device = device_in(machine, interface, version).unwrap();
+                assert_eq!(tables(&device), [initramfs_ssdt(&device).unwrap()]);
+            }
+        }
+    }
+
+    #[test]
+    fn for_an_initramfs_there_is_no_crb() {
+        assert_eq!(initramfs_ssdt(&device(Interface::Crb, TpmVersion::V2_0).unwrap()), None);
+        assert!(initramfs_ssdt(&device(Interface::Tis, TpmVersion::V2_0).unwrap()).is_some());
     }
 
     #[test]

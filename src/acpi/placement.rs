@@ -1,10 +1,11 @@
 //! Where in the guest the PCI device sits: which machine, which address, which bus, which ACPI node.
 
-use std::fmt::Write as _;
-
 use thiserror::Error;
 
 use super::{Machine, PciAddress, PciPath};
+
+/// The root bus's node in the tables of all machines (of Cloud Hypervisor's, that of PCI segment 0).
+pub(super) const ROOT_BUS_NODE: &str = "\\_SB_.PCI0";
 
 /// A place for the device that nothing in the machine takes already.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +32,9 @@ impl Placement {
         let on_root_bus = path.bridge.unwrap_or(path.device);
         if let Some(occupant) = machine.occupant(on_root_bus.slot()) {
             return Err(PlacementError::Taken { machine, address: on_root_bus, occupant });
+        }
+        if path.bridge.is_some() && !machine.has_known_bridges() {
+            return Err(PlacementError::NoBridges { machine, path });
         }
         let bus = match (path.bridge, consent) {
             (None, None) => machine.root_bus().to_owned(),
@@ -61,7 +65,7 @@ impl Placement {
         self.path.bridge
     }
 
-    /// QEMU's id of the bus.
+    /// QEMU's id of the bus, or Cloud Hypervisor's number of its PCI segment.
     #[must_use]
     pub fn bus(&self) -> &str {
         &self.bus
@@ -69,15 +73,14 @@ impl Placement {
 
     /// The PCI device's node in the VMM's own tables, each segment padded to 4 characters as in AML.
     ///
-    /// QEMU names PCI devices S and devfn, and puts those behind a bridge below the bridge. They are there for devices
-    /// present at boot and, on q35's root ports and on all of pc's buses, for slots in which a device can be plugged.
+    /// QEMU puts the nodes of devices behind a bridge below the bridge. They are there for devices present at boot (on
+    /// virt since QEMU 10.1) and, on q35's root ports and on all of pc's buses, for slots in which a device can be plugged.
+    /// Cloud Hypervisor has one for each slot.
     #[must_use]
     pub fn acpi_node(&self) -> String {
-        let mut node = "\\_SB_.PCI0".to_owned();
-        for address in self.path.bridge.into_iter().chain([self.path.device]) {
-            let _ = write!(node, ".S{:02X}_", address.devfn()); // a String takes everything
-        }
-        node
+        let devices = self.path.bridge.into_iter().chain([self.path.device]);
+        let names = devices.map(|address| self.machine.node_name(address));
+        [ROOT_BUS_NODE.to_owned()].into_iter().chain(names).collect::<Vec<_>>().join(".")
     }
 }
 
@@ -101,6 +104,14 @@ pub enum PlacementError {
          --force-behind-bridge and the bridge's id in QEMU"
     )]
     BehindBridge(PciPath),
+    /// Behind a bridge, in a machine for which that is not known.
+    #[error("{path} is behind a bridge, and for {machine} only the root bus is known: give a slot there, as in 05.0")]
+    NoBridges {
+        /// The machine.
+        machine: Machine,
+        /// The place asked for.
+        path: PciPath,
+    },
     /// The id of a bridge, but no bridge's address.
     #[error(
         "{address} is on the root bus, and not behind the bridge \"{bridge_id}\": put the bridge's address in front, \
@@ -143,17 +154,33 @@ mod tests {
     }
 
     #[test]
-    fn the_node_has_qemus_name_for_the_slot_on_each_machine() {
-        for machine in Machine::ALL {
+    fn the_node_has_qemus_name_for_the_slot_on_each_of_its_machines() {
+        for machine in [Machine::Q35, Machine::Pc, Machine::Virt] {
             assert_eq!(place(machine, "05.0").unwrap().acpi_node(), "\\_SB_.PCI0.S28_");
             assert_eq!(place(machine, "1e.0").unwrap().acpi_node(), "\\_SB_.PCI0.SF0_");
         }
     }
 
     #[test]
+    fn the_node_has_cloud_hypervisors_name_for_the_slot() {
+        assert_eq!(place(Machine::CloudHypervisor, "05.0").unwrap().acpi_node(), "\\_SB_.PCI0.S005");
+        assert_eq!(place(Machine::CloudHypervisor, "1e.0").unwrap().acpi_node(), "\\_SB_.PCI0.S030");
+    }
+
+    #[test]
     fn on_the_root_bus_the_bus_is_the_machines() {
-        assert_eq!(place(Machine::Q35, "05.0").unwrap().bus(), "pcie.0");
-        assert_eq!(place(Machine::Pc, "05.0").unwrap().bus(), "pci.0");
+        for (machine, bus) in Machine::ALL.into_iter().zip(["pcie.0", "pci.0", "pcie.0", "0"]) {
+            assert_eq!(place(machine, "05.0").unwrap().bus(), bus);
+        }
+    }
+
+    #[test]
+    fn where_no_bridges_are_known_none_can_be_forced() {
+        for machine in [Machine::Virt, Machine::CloudHypervisor] {
+            let consent = Some(BehindBridge { bridge_id: "rp0".to_owned() });
+            let message = Placement::new(machine, "06.0/00.0".parse().unwrap(), consent).unwrap_err().to_string();
+            assert!(message.contains("06.0/00.0") && message.contains("as in 05.0"), "{message}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use acpi_tables::aml::{
 use acpi_tables::{Aml, AmlSink};
 
 use super::TpmDevice;
-use super::table::{self, Table};
+use super::table::{self, OemTable, Table};
 use crate::pci::Identity;
 use crate::tpm::TpmVersion;
 
@@ -33,20 +33,27 @@ const MEMORY32_FIXED_BAS: u8 = 4;
 /// The operation's value is used, not stored: AML's `NullName` is the same byte as `ZeroOp`.
 pub(super) const NO_TARGET: Zero = ZERO;
 
-/// What an interface adds to the SSDT.
+/// What an interface, or a way to the operating system, adds to the SSDT.
 #[derive(Default)]
 pub(super) struct Additions<'a> {
+    /// The id of the device `TPM`, if it is not that of its version.
+    pub(super) hardware_id: Option<&'a dyn Aml>,
     /// Objects of the PCI device, in whose scope its configuration space is reached.
     pub(super) in_pci_device: Vec<&'a dyn Aml>,
     /// Objects of the device `TPM`.
     pub(super) objects: Vec<&'a dyn Aml>,
+    /// What `_STA` does first.
+    pub(super) in_sta: Vec<&'a dyn Aml>,
+    /// What must not be 0 for `_CRS` to look for the BAR.
+    pub(super) crs_if: Option<&'a dyn Aml>,
     /// What `_CRS` does as well if the BAR has an address.
     pub(super) in_crs: Vec<&'a dyn Aml>,
 }
 
 /// The SSDT that adds the device `TPM` below the PCI device's node.
-pub(super) fn table(device: &TpmDevice, additions: Additions<'_>) -> Table {
-    let Additions { in_pci_device, objects, in_crs } = additions;
+pub(super) fn table(device: &TpmDevice, oem_table: OemTable, additions: &Additions<'_>) -> Table {
+    let Additions { hardware_id, in_pci_device, objects, in_sta, crs_if, in_crs } = additions;
+    let of_version = hardware_id_of(device.version());
     let mut body = Vec::new();
     Scope::new(
         path(&device.placement().acpi_node()),
@@ -59,23 +66,23 @@ pub(super) fn table(device: &TpmDevice, additions: Additions<'_>) -> Table {
             &Device::new(
                 path("TPM_"),
                 vec![
-                    &Name::new(path("_HID"), hardware_id(device.version()).as_ref()),
+                    &Name::new(path("_HID"), hardware_id.unwrap_or(of_version.as_ref())),
                     &Name::new(path("_STR"), &unicode(&format!("TPM {} Device", device.version()))),
                     &Name::new(path("_UID"), &1_u8),
-                    &Sta(device.identity()),
-                    &Crs { length: device.interface().crs_length(), further: Terms(in_crs) },
+                    &Sta { first: Terms(in_sta), identity: device.identity() },
+                    &Crs { length: device.interface().crs_length(), only_if: *crs_if, further: Terms(in_crs) },
                     &Terms(objects),
                 ],
             ),
         ],
     )
     .to_aml_bytes(&mut body);
-    let bytes = table::bytes(*b"SSDT", REVISION, device.interface().oem_table_id(), &body);
+    let bytes = table::bytes(*b"SSDT", REVISION, oem_table, &body);
     Table { signature: "SSDT", file_name: "ssdt.aml", bytes }
 }
 
 /// The ids by which operating systems choose the driver (TCG ACPI Specification 1.3, "ACPI Device Object").
-fn hardware_id(version: TpmVersion) -> Box<dyn Aml> {
+fn hardware_id_of(version: TpmVersion) -> Box<dyn Aml> {
     match version {
         TpmVersion::V1_2 => Box::new(EISAName::new("PNP0C31")),
         TpmVersion::V2_0 => Box::new("MSFT0101"),
@@ -84,16 +91,20 @@ fn hardware_id(version: TpmVersion) -> Box<dyn Aml> {
 
 /// `_STA`: the TPM is there if our PCI device is, with an address. In its place the guest may find nothing (all ones)
 /// or, where the VMM was given another slot, a device that must not be taken for a TPM.
-struct Sta(Identity);
+struct Sta<'a> {
+    first: Terms<'a>,
+    identity: Identity,
+}
 
-impl Aml for Sta {
+impl Aml for Sta<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        let identity = u32::from(self.0.device_id) << 16 | u32::from(self.0.vendor_id);
+        let identity = u32::from(self.identity.device_id) << 16 | u32::from(self.identity.vendor_id);
         Method::new(
             path("_STA"),
             0,
             false,
             vec![
+                &self.first,
                 &If::new(
                     &Equal::new(&path("VDID"), &identity),
                     vec![&If::new(&And::new(&NO_TARGET, &path(BAR0), &BAR_ADDRESS), vec![&Return::new(&STA_WORKING)])],
@@ -110,12 +121,15 @@ impl Aml for Sta {
 /// address would cover RAM. No interrupt: drivers poll.
 struct Crs<'a> {
     length: u32,
+    only_if: Option<&'a dyn Aml>,
     further: Terms<'a>,
 }
 
 impl Aml for Crs<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        let (window, base, command) = (path("RBUF"), path("BASE"), path("CMDR"));
+        let (window, base, command, bar0) = (path("RBUF"), path("BASE"), path("CMDR"), path(BAR0));
+        let read_base = And::new(&base, &bar0, &BAR_ADDRESS);
+        let guarded = self.only_if.map(|condition| If::new(condition, vec![&read_base]));
         Method::new(
             path("_CRS"),
             0,
@@ -123,7 +137,7 @@ impl Aml for Crs<'_> {
             vec![
                 &Name::new(path("RBUF"), &ResourceTemplate::new(vec![&Memory32Fixed::new(true, 0, self.length)])),
                 &CreateDWordField::new(&base, &window, &MEMORY32_FIXED_BAS),
-                &And::new(&base, &path(BAR0), &BAR_ADDRESS),
+                guarded.as_ref().map_or(&read_base as &dyn Aml, |guarded| guarded),
                 &If::new(&base, vec![&Or::new(&command, &command, &COMMAND_MEMORY_SPACE), &self.further]),
                 &Return::new(&window),
             ],
@@ -133,7 +147,7 @@ impl Aml for Crs<'_> {
 }
 
 /// Some terms in a row.
-struct Terms<'a>(Vec<&'a dyn Aml>);
+struct Terms<'a>(&'a [&'a dyn Aml]);
 
 impl Aml for Terms<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {

@@ -4,7 +4,6 @@ use acpi_tables::sdt::Sdt;
 
 const HEADER_LENGTH: u32 = 36;
 const OEM_ID: [u8; 6] = *b"VFUTPM";
-const OEM_REVISION: u32 = 1;
 
 /// One ACPI table, ready for a VMM to add.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,9 +16,17 @@ pub struct Table {
     pub bytes: Vec<u8>,
 }
 
+/// The OEM's own name for a table, and which of several of that name it is: a later one takes an earlier one's place.
+#[derive(Clone, Copy)]
+pub(super) struct OemTable {
+    pub(super) id: [u8; 8],
+    pub(super) revision: u32,
+}
+
 /// `body` behind a header with the signature, the revision of the table's format, and the OEM's name for this table.
-pub(super) fn bytes(signature: [u8; 4], revision: u8, oem_table_id: [u8; 8], body: &[u8]) -> Vec<u8> {
-    let mut table = Sdt::new(signature, HEADER_LENGTH, revision, OEM_ID, oem_table_id, OEM_REVISION);
+pub(super) fn bytes(signature: [u8; 4], revision: u8, oem_table: OemTable, body: &[u8]) -> Vec<u8> {
+    let OemTable { id, revision: oem_revision } = oem_table;
+    let mut table = Sdt::new(signature, HEADER_LENGTH, revision, OEM_ID, id, oem_revision);
     table.append_slice(body);
     table.as_slice().to_vec()
 }

@@ -16,7 +16,7 @@ pub(super) fn table() -> Table {
     body.extend(PLATFORM_CLASS_CLIENT.to_le_bytes());
     body.extend(0_u32.to_le_bytes()); // LAML, log area minimum length
     body.extend(0_u64.to_le_bytes()); // LASA, log area start address
-    let bytes = table::bytes(*b"TCPA", REVISION, Interface::Tis.oem_table_id(), &body);
+    let bytes = table::bytes(*b"TCPA", REVISION, Interface::Tis.oem_table(), &body);
     Table { signature: "TCPA", file_name: "tcpa.aml", bytes }
 }
 

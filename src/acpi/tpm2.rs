@@ -31,7 +31,7 @@ pub(super) fn table(interface: Interface) -> Table {
     body.extend([0; 12]); // parameters: these start methods have none
     body.extend(0_u32.to_le_bytes()); // LAML, log area minimum length
     body.extend(0_u64.to_le_bytes()); // LASA, log area start address
-    let bytes = table::bytes(*b"TPM2", REVISION, interface.oem_table_id(), &body);
+    let bytes = table::bytes(*b"TPM2", REVISION, interface.oem_table(), &body);
     Table { signature: "TPM2", file_name: "tpm2.aml", bytes }
 }
 

@@ -18,11 +18,11 @@ pub(super) struct DeviceArgs {
     pub(super) tpm_version: Option<TpmVersion>,
 
     /// Registers that the guest sees: tis; for TPM 2.0 also crb, or crb-doorbell (a CRB with ACPI start)
-    /// [default: crb; for TPM 1.2, tis]
+    /// [default: crb; for TPM 1.2, and in virt and cloud-hypervisor, tis]
     #[arg(long)]
     interface: Option<Interface>,
 
-    /// Machine type that the description is for: q35 or pc
+    /// Machine that the description is for: QEMU's q35, pc or (ARM) virt, or cloud-hypervisor
     #[arg(long, default_value = "q35")]
     machine: Machine,
 
@@ -47,7 +47,7 @@ impl DeviceArgs {
         let PciId { vendor, device } = self.pci_id;
         let consent = self.force_behind_bridge.clone().map(|bridge_id| BehindBridge { bridge_id });
         let placement = Placement::new(self.machine, self.pci_address, consent)?;
-        let interface = self.interface.unwrap_or(Interface::default_for(version));
+        let interface = self.interface.unwrap_or(Interface::default_for(self.machine, version));
         Ok(TpmDevice::new(placement, device::identity(vendor, device), interface, version)?)
     }
 }

@@ -389,7 +389,7 @@ mod tests {
             ("--backend=simulator", "embedded"),
             ("--tpm-version=3", "2.0"),
             ("--interface=spi", "tis, crb or crb-doorbell"),
-            ("--machine=microvm", "q35 or pc"),
+            ("--machine=microvm", "q35, pc, virt or cloud-hypervisor"),
             ("--pci-address=1f.0", "another slot"),
             ("--pci-address=06.0/00.0", "--force-behind-bridge"),
             ("--force-behind-bridge=rp0", "06.0/00.0"),

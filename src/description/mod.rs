@@ -1,8 +1,11 @@
-//! What a VMM needs to attach the device, as files: the ACPI tables, QEMU's `-device` argument and configuration, and
-//! `tpm.json`, which says everything in one place. Nothing here needs the server to run.
+//! What a VMM needs to attach the device, as files: the ACPI tables, the archive with which Linux installs them itself,
+//! QEMU's `-device` argument and configuration, and `tpm.json`, which says everything in one place. Nothing here needs the
+//! server to run.
 
 #![forbid(unsafe_code)]
 
+mod cloud_hypervisor;
+mod initramfs;
 mod libvirt;
 mod qemu;
 mod shell;
@@ -14,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::acpi::{self, Table, TpmDevice};
+use crate::acpi::{self, Machine, Table, TpmDevice, Vmm};
 
 /// What to describe.
 #[derive(Clone, Debug)]
@@ -55,6 +58,8 @@ pub struct Description {
     socket_path: String,
     source: Source,
     tables: Vec<Table>,
+    /// For the start of an initramfs; none for a CRB.
+    acpi_initrd: Option<Vec<u8>>,
 }
 
 /// One file of the description.
@@ -71,32 +76,59 @@ impl Description {
     pub fn new(config: Config) -> Result<Self, DescriptionError> {
         let Config { program_version, device, socket_path, source } = config;
         let tables = acpi::tables(&device);
-        Ok(Self { program_version, device, socket_path: absolute(&socket_path, "socket")?, source, tables })
+        let acpi_initrd = acpi::initramfs_ssdt(&device).map(|table| initramfs::archive(&table));
+        let socket_path = absolute(&socket_path, "socket")?;
+        Ok(Self { program_version, device, socket_path, source, tables, acpi_initrd })
     }
 
-    /// All files, as they are to be in `folder`: the tables, `qemu-device.json`, `qemu.cfg`, and at last `tpm.json`,
-    /// which names the others. Writes nothing.
+    /// All files, as they are to be in `folder`: the tables, `acpi-initrd.cpio` unless it is for a CRB, for QEMU
+    /// `qemu-device.json` and `qemu.cfg` (if it has something to say), and at last `tpm.json`, which names the others.
+    /// Writes nothing.
     pub fn files(&self, folder: &Path) -> Result<Vec<File>, DescriptionError> {
         let tpm_json = self.tpm_json(folder)?;
-        let tables = self.tables.iter().map(|table| File { name: table.file_name, contents: table.bytes.clone() });
         let text = |name, text: String| File { name, contents: text.into_bytes() };
-        Ok(tables
-            .chain([
-                text(qemu::DEVICE_FILE, line(qemu::device(self))),
-                text(qemu::CONFIG_FILE, qemu::config(self)),
-                text(tpm_json::FILE, tpm_json),
-            ])
-            .collect())
+        let mut files: Vec<_> =
+            self.tables.iter().map(|table| File { name: table.file_name, contents: table.bytes.clone() }).collect();
+        files.extend(self.acpi_initrd.clone().map(|contents| File { name: initramfs::FILE, contents }));
+        if self.machine().vmm() == Vmm::Qemu {
+            files.push(text(qemu::DEVICE_FILE, line(qemu::device(self))));
+            files.extend(qemu::config(self).map(|config| text(qemu::CONFIG_FILE, config)));
+        }
+        files.push(text(tpm_json::FILE, tpm_json));
+        Ok(files)
     }
 
     /// The contents of `tpm.json`.
     pub fn tpm_json(&self, folder: &Path) -> Result<String, DescriptionError> {
-        Ok(line(tpm_json::render(self, &absolute_folder(folder)?, self.qemu_arguments(folder)?)))
+        let arguments = match self.machine().vmm() {
+            Vmm::Qemu => tpm_json::Arguments { qemu: Some(self.qemu_arguments(folder)?), cloud_hypervisor: None },
+            Vmm::CloudHypervisor => {
+                tpm_json::Arguments { qemu: None, cloud_hypervisor: Some(self.cloud_hypervisor_arguments()?) }
+            }
+        };
+        Ok(line(tpm_json::render(self, &absolute_folder(folder)?, arguments)))
+    }
+
+    /// The archive for the start of an initramfs, from which Linux installs the ACPI table: uncompressed cpio.
+    pub fn acpi_initrd(&self) -> Result<&[u8], DescriptionError> {
+        self.acpi_initrd.as_deref().ok_or(DescriptionError::NoAcpiInitrd(self.device.interface().name()))
     }
 
     /// The arguments that attach the device to QEMU.
     pub fn qemu_arguments(&self, folder: &Path) -> Result<Vec<String>, DescriptionError> {
+        self.must_be_for(Vmm::Qemu, "QEMU")?;
         qemu::arguments(self, &absolute_folder(folder)?)
+    }
+
+    /// The arguments that attach the device to Cloud Hypervisor.
+    pub fn cloud_hypervisor_arguments(&self) -> Result<Vec<String>, DescriptionError> {
+        self.must_be_for(Vmm::CloudHypervisor, "Cloud Hypervisor")?;
+        cloud_hypervisor::arguments(self)
+    }
+
+    /// The arguments that attach the device to Cloud Hypervisor, quoted for a shell, on one line.
+    pub fn cloud_hypervisor_command_line(&self) -> Result<String, DescriptionError> {
+        Ok(line(shell::command_line(&self.cloud_hypervisor_arguments()?)))
     }
 
     /// The arguments that attach the device to QEMU, quoted for a shell, on one line.
@@ -107,6 +139,15 @@ impl Description {
     /// The `<qemu:commandline>` element that attaches the device to a libvirt domain.
     pub fn libvirt_xml(&self, folder: &Path) -> Result<String, DescriptionError> {
         libvirt::command_line(&self.qemu_arguments(folder)?)
+    }
+
+    fn machine(&self) -> Machine {
+        self.device.placement().machine()
+    }
+
+    fn must_be_for(&self, vmm: Vmm, name: &'static str) -> Result<(), DescriptionError> {
+        let machine = self.machine();
+        if machine.vmm() == vmm { Ok(()) } else { Err(DescriptionError::OtherVmm { machine, vmm: name }) }
     }
 }
 
@@ -161,6 +202,26 @@ pub enum DescriptionError {
          file name: choose another path"
     )]
     Colon(String),
+    /// Another VMM's machine.
+    #[error("{vmm} has no machine {machine}: give the --machine that fits")]
+    OtherVmm {
+        /// The machine.
+        machine: Machine,
+        /// The VMM whose arguments were asked for.
+        vmm: &'static str,
+    },
+    /// A socket whose path Cloud Hypervisor would take apart.
+    #[error(
+        "the socket's path, {0:?}, has a comma, a bracket or a quotation mark, which Cloud Hypervisor's options take for \
+         something else: choose another path"
+    )]
+    CloudHypervisorPath(String),
+    /// Linux would not find the TPM by an initramfs.
+    #[error(
+        "Linux finds the interface {0} by a TPM2 table only, and takes none from an initramfs: give --interface=tis, to \
+         the server too"
+    )]
+    NoAcpiInitrd(&'static str),
     /// A control character in a path.
     #[error("XML, and so libvirt, cannot hold the control character in {0:?}: choose another path")]
     NotXml(String),

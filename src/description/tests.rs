@@ -10,16 +10,20 @@ use crate::acpi::{Interface, Machine, Placement};
 use crate::pci::Identity;
 use crate::tpm::TpmVersion;
 
-fn device() -> TpmDevice {
-    let placement = Placement::new(Machine::Q35, "05.0".parse().unwrap(), None).unwrap();
+fn device_in(machine: Machine) -> TpmDevice {
+    let placement = Placement::new(machine, "05.0".parse().unwrap(), None).unwrap();
     let identity = Identity { vendor_id: 0x7666, device_id: 0x5450, revision_id: 1, class_code: 0x10_8000 };
     TpmDevice::new(placement, identity, Interface::Tis, TpmVersion::V2_0).unwrap()
 }
 
 fn description(socket_path: impl Into<PathBuf>) -> Result<Description, DescriptionError> {
+    description_in(Machine::Q35, socket_path)
+}
+
+fn description_in(machine: Machine, socket_path: impl Into<PathBuf>) -> Result<Description, DescriptionError> {
     Description::new(Config {
         program_version: "0.0.0".to_owned(),
-        device: device(),
+        device: device_in(machine),
         socket_path: socket_path.into(),
         source: Source::Ephemeral,
     })
@@ -96,6 +100,37 @@ fn the_device_argument_in_tpm_json_is_the_one_in_its_own_file() {
 fn s3_is_switched_off() {
     let arguments = qemu_arguments("/vm");
     assert_eq!(arguments[arguments.len() - 2..], ["-global", "ICH9-LPC.disable_s3=1"]);
+}
+
+#[test]
+fn where_qemu_takes_no_tables_it_gets_none_and_the_folder_may_have_any_path() {
+    let description = description_in(Machine::Virt, "/run/tpm.sock").unwrap();
+    let arguments = description.qemu_arguments(Path::new("/a:b")).unwrap();
+    assert_eq!(arguments.len(), 2, "{arguments:?}");
+    let files = description.files(Path::new("/a:b")).unwrap();
+    let names: Vec<_> = files.iter().map(|file| file.name).collect();
+    assert_eq!(names, ["ssdt.aml", "acpi-initrd.cpio", "qemu-device.json", "tpm.json"]);
+}
+
+#[test]
+fn each_vmm_has_its_own_arguments_and_not_the_others() {
+    let qemu = description("/run/tpm.sock").unwrap();
+    let cloud_hypervisor = description_in(Machine::CloudHypervisor, "/run/tpm.sock").unwrap();
+    let folder = Path::new("/vm");
+    assert!(qemu.cloud_hypervisor_arguments().unwrap_err().to_string().contains("q35"));
+    for error in [cloud_hypervisor.qemu_arguments(folder).err(), cloud_hypervisor.libvirt_xml(folder).err()] {
+        assert!(error.unwrap().to_string().contains("QEMU has no machine cloud-hypervisor"));
+    }
+    assert!(cloud_hypervisor.files(folder).unwrap().iter().all(|file| !file.name.starts_with("qemu")));
+}
+
+#[test]
+fn a_path_that_cloud_hypervisor_would_take_apart_is_refused() {
+    for path in ["/run/a,b", "/run/[a", "/run/a]", "/run/a\"b"] {
+        let description = description_in(Machine::CloudHypervisor, path).unwrap();
+        let error = description.files(Path::new("/vm")).unwrap_err();
+        assert!(matches!(error, DescriptionError::CloudHypervisorPath(_)), "{error}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{Description, Source};
+use super::{Description, Source, initramfs};
 use crate::acpi::{Interface, Table};
 use crate::bar_map::{self, Window};
 
@@ -30,8 +30,15 @@ struct TpmJson<'a> {
     pci: Pci<'a>,
     bar0: Bar,
     acpi: Acpi<'a>,
-    /// Arguments that attach the device to QEMU; not to be passed through a shell unquoted.
-    qemu: Vec<String>,
+    #[serde(flatten)]
+    arguments: Arguments,
+}
+
+/// Arguments that attach the device to the machine's VMM, none for others; not to be passed through a shell unquoted.
+#[derive(Serialize)]
+pub(super) struct Arguments {
+    pub(super) qemu: Option<Vec<String>>,
+    pub(super) cloud_hypervisor: Option<Vec<String>>,
 }
 
 #[derive(Serialize)]
@@ -66,7 +73,7 @@ struct Reset {
 /// Numbers are hexadecimal, as sysfs and lspci show them.
 #[derive(Serialize)]
 struct Pci<'a> {
-    /// The bus's id in QEMU.
+    /// The bus's id in QEMU, the PCI segment's number in Cloud Hypervisor.
     bus: &'a str,
     /// On the root bus, of the bridge in front of `bus`; none if `bus` is the root bus.
     bridge: Option<String>,
@@ -100,6 +107,7 @@ struct Acpi<'a> {
     /// What `_CRS` claims from the start of BAR0, in bytes.
     crs_length: u32,
     tables: Vec<TableFile<'a>>,
+    initrd: Option<InitrdFile>,
 }
 
 #[derive(Serialize)]
@@ -111,9 +119,18 @@ struct TableFile<'a> {
     sha256: String,
 }
 
-/// The file's text, with the folder and QEMU's arguments as given.
-pub(super) fn render(description: &Description, folder: &str, qemu: Vec<String>) -> String {
-    let Description { program_version, device, socket_path, source, tables } = description;
+/// The archive from which Linux installs an SSDT of its own, in place of `tables`.
+#[derive(Serialize)]
+struct InitrdFile {
+    /// Its name in the folder.
+    file: &'static str,
+    /// Of the whole file, in hexadecimal.
+    sha256: String,
+}
+
+/// The file's text, with the folder and the VMM's arguments as given.
+pub(super) fn render(description: &Description, folder: &str, arguments: Arguments) -> String {
+    let Description { program_version, device, socket_path, source, tables, acpi_initrd } = description;
     let placement = device.placement();
     super::json(serde_json::to_string_pretty(&TpmJson {
         format: FORMAT,
@@ -144,8 +161,9 @@ pub(super) fn render(description: &Description, folder: &str, qemu: Vec<String>)
             parent: placement.acpi_node(),
             crs_length: device.interface().crs_length(),
             tables: tables.iter().map(table_file).collect(),
+            initrd: acpi_initrd.as_ref().map(|archive| InitrdFile { file: initramfs::FILE, sha256: sha256(archive) }),
         },
-        qemu,
+        arguments,
     }))
 }
 
@@ -186,13 +204,16 @@ const fn reset(source: Source) -> Reset {
 }
 
 fn table_file(table: &Table) -> TableFile<'_> {
+    TableFile { signature: table.signature, file: table.file_name, sha256: sha256(&table.bytes) }
+}
+
+fn sha256(bytes: &[u8]) -> String {
     let hex = |mut text: String, byte| {
         // Writing to a string does not fail.
         let _ = write!(text, "{byte:02x}");
         text
     };
-    let sha256 = Sha256::digest(&table.bytes).iter().fold(String::new(), hex);
-    TableFile { signature: table.signature, file: table.file_name, sha256 }
+    Sha256::digest(bytes).iter().fold(String::new(), hex)
 }
 
 fn bar_window(window: Window, interface: Interface) -> BarWindow {

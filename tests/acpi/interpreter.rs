@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use vfio_user_tpm::acpi::{self, Interface, PciAddress, TpmDevice};
+use vfio_user_tpm::acpi::{self, Interface, Machine, PciAddress, Table, TpmDevice};
 
 use super::{acpica, compile};
 
@@ -47,13 +47,19 @@ impl Value {
 /// What is done in the machine, one thing after the other.
 pub struct Script {
     node: String,
+    tables: Vec<Table>,
     calls: Vec<String>,
 }
 
 impl Script {
     /// For a machine with this device.
     pub fn new(device: &TpmDevice) -> Self {
-        Self { node: device.placement().acpi_node(), calls: Vec::new() }
+        Self { node: nodes(device).join("."), tables: acpi::tables(device), calls: Vec::new() }
+    }
+
+    /// With what Linux installs from the initramfs, in place of the VMM's tables.
+    pub fn initramfs(self, device: &TpmDevice) -> Self {
+        Self { tables: vec![acpi::initramfs_ssdt(device).unwrap()], ..self }
     }
 
     fn call(mut self, method: &str, arguments: &[u32]) -> Self {
@@ -61,6 +67,11 @@ impl Script {
         let words = words.chain(arguments.iter().map(|argument| format!("{argument:#x}")));
         self.calls.push(words.collect::<Vec<_>>().join(" "));
         self
+    }
+
+    /// Makes the initramfs's table forget that anybody has asked for `_STA`: acpiexec does, when it starts. There is no value.
+    pub fn forget_sta(self) -> Self {
+        self.call("TFRG", &[])
     }
 
     /// Fills the configuration space. There is no value.
@@ -125,14 +136,14 @@ impl Script {
     #[track_caller]
     fn run_with(&self, device: &TpmDevice, revision: u8) -> Vec<Value> {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("dsdt.asl"), dsdt(device, revision)).unwrap();
+        let installed = self.tables.len() == 1;
+        fs::write(folder.path().join("dsdt.asl"), dsdt(device, installed, revision)).unwrap();
         compile(folder.path(), "dsdt.asl");
-        let tables = acpi::tables(device);
-        for table in &tables {
+        for table in &self.tables {
             fs::write(folder.path().join(table.file_name), &table.bytes).unwrap();
         }
         let calls = self.calls.join(";");
-        let files = tables.iter().map(|table| table.file_name);
+        let files = self.tables.iter().map(|table| table.file_name);
         let arguments: Vec<_> = ["-b", &calls, "compiled.aml"].into_iter().chain(files).collect();
         let (said, success) = acpica("acpiexec", folder.path(), &arguments);
         assert!(success && !said.contains("Error") && !said.contains("Exception"), "{said}");
@@ -140,17 +151,34 @@ impl Script {
     }
 }
 
-/// The machine's own table, with the PCI device where `device` says.
-fn dsdt(device: &TpmDevice, revision: u8) -> String {
+/// The names from the root to the PCI device, as the VMM gives them: QEMU 11.1 (seen), Cloud Hypervisor (`PciDevSlot` in its
+/// source).
+fn nodes(device: &TpmDevice) -> Vec<String> {
     let placement = device.placement();
-    let node = placement.acpi_node();
-    let name = node.rsplit('.').next().unwrap();
+    let name = |address: PciAddress| match placement.machine() {
+        Machine::Q35 | Machine::Pc | Machine::Virt => format!("S{:02X}_", address.devfn()),
+        Machine::CloudHypervisor => format!("S{:03}", address.devfn() >> 3),
+    };
+    let devices = placement.bridge().into_iter().chain([placement.address()]).map(name);
+    ["\\_SB_".to_owned(), "PCI0".to_owned()].into_iter().chain(devices).collect()
+}
+
+/// The machine's own table, with the PCI device where `device` says; for tables of the VMM, or the one that is installed by
+/// the operating system.
+fn dsdt(device: &TpmDevice, installed: bool, revision: u8) -> String {
+    let placement = device.placement();
+    let nodes = nodes(device);
+    let node = nodes.join(".");
+    let name = nodes.last().unwrap();
     let adr = |address: PciAddress| u32::from(address.devfn() >> 3) << 16 | u32::from(address.devfn() & 7);
     let (bridge, bridge_end) = placement.bridge().map_or_else(<(String, &str)>::default, |bridge| {
         (format!("Device (S{:02X}_) {{ Name (_ADR, {})", bridge.devfn(), adr(bridge)), "}")
     });
     let adr = adr(placement.address());
-    let (crb, crb_externals) = match device.interface() {
+    let (more, more_externals) = match device.interface() {
+        Interface::Tis if installed => {
+            (format!("Method (TFRG) {{ {node}.TPM.ASKD = Zero }}"), format!("External ({node}.TPM.ASKD, IntObj)"))
+        }
         Interface::Tis => (String::new(), String::new()),
         Interface::Crb | Interface::CrbDoorbell => {
             (crb_methods(&node), format!("External ({node}.TPM._DSM, MethodObj)"))
@@ -161,7 +189,7 @@ fn dsdt(device: &TpmDevice, revision: u8) -> String {
         DefinitionBlock ("", "DSDT", {revision}, "VFUTPM", "TEST", 1)
         {{
             External ({node}.TPM._CRS, MethodObj)
-            {crb_externals}
+            {more_externals}
             Device (\_SB.PCI0)
             {{
                 Name (_HID, EisaId ("PNP0A08"))
@@ -180,7 +208,7 @@ fn dsdt(device: &TpmDevice, revision: u8) -> String {
                         CreateDWordField (Local0, Arg0, PART)
                         Return (PART)
                     }}
-                    {crb}
+                    {more}
                 }}
                 {bridge_end}
             }}

@@ -38,12 +38,17 @@ pub const Q35: Variant = Variant {
     source: Source::Embedded,
 };
 
-pub const VARIANTS: [Variant; 5] = [
+/// A TPM in a 64-bit ARM machine, where a table cannot be added but by the initramfs.
+pub const VIRT: Variant = Variant { name: "virt", machine: Machine::Virt, ..Q35 };
+
+pub const VARIANTS: [Variant; 7] = [
     Q35,
     Variant { name: "q35-crb", interface: Interface::Crb, ..Q35 },
     Variant { name: "q35-crb-doorbell", interface: Interface::CrbDoorbell, ..Q35 },
     Variant { name: "pc-tpm-1.2", machine: Machine::Pc, version: TpmVersion::V1_2, source: Source::Ephemeral, ..Q35 },
     Variant { name: "behind-root-port", path: "06.1/00.0", bridge_id: Some("rp0"), source: Source::Ephemeral, ..Q35 },
+    VIRT,
+    Variant { name: "cloud-hypervisor", machine: Machine::CloudHypervisor, path: "1e.0", ..Q35 },
 ];
 
 impl Variant {

@@ -5,6 +5,7 @@
 //! take the TPM away before QEMU has ended.
 
 mod folder;
+mod initramfs;
 mod launch;
 mod processes;
 mod qemu;
@@ -33,7 +34,8 @@ use processes::{Event, Process, Reach, Signals};
 /// Start QEMU with the TPM attached, and end the TPM with it
 ///
 /// Starts a server, waits until its TPM is up, and starts the command after `--`, with all arguments added
-/// that attach the TPM: the device, its ACPI tables, S3 switched off, and -machine where the command names none.
+/// that attach the TPM: the device, its ACPI tables, S3 switched off, and -machine where the command names none. QEMU's virt
+/// takes no tables; there the file of -initrd is passed on with acpi-initrd.cpio in front (see `describe`).
 ///
 /// Started by a service manager that wants to know, it says that it is ready when QEMU has been started.
 ///
@@ -85,10 +87,21 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let tables = args.description.clone().unwrap_or_else(|| folder.path().to_owned());
     let (backend, device) = args.tpm.backend_and_device()?;
     let machine = device.placement().machine();
-    let description = description_of(device, socket.clone(), backend.source());
-    let attach = Description::new(description)?.qemu_arguments(&tables)?;
+    let description = Description::new(description_of(device, socket.clone(), backend.source()))?;
+    let attach = description.qemu_arguments(&tables)?;
     let [program, user @ ..] = &*args.command else { bail!("give QEMU's command after --") };
-    let arguments = qemu::arguments(user, machine, &socket, attach)?;
+    let mut arguments = qemu::arguments(user, machine, &socket, attach)?;
+    if !machine.adds_tables() {
+        let initramfs = initramfs::arguments(user, description.acpi_initrd()?, &folder.path().join("initramfs"))
+            .context("cannot put acpi-initrd.cpio in front of the file of QEMU's -initrd, in a temporary folder")?;
+        if initramfs.is_empty() {
+            log::warn!(
+                "QEMU's arguments have no -initrd: the guest finds its TPM only if its boot loader puts acpi-initrd.cpio in \
+                 front of the initramfs (see describe)"
+            );
+        }
+        arguments.extend(initramfs);
+    }
     let mut qemu = this_program();
     qemu.args([launch::SUBCOMMAND, "--"]).arg(program).args(arguments);
     // To say when all is up is for us.

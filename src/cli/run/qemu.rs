@@ -82,14 +82,16 @@ fn kind_of(machine_type: &str) -> Option<&'static str> {
     match machine_type {
         "q35" => Some("q35"),
         "pc" => Some("pc"),
+        "virt" => Some("virt"),
         other if other.starts_with("pc-q35-") => Some("q35"),
         other if other.starts_with("pc-i440fx-") => Some("pc"),
+        other if other.starts_with("virt-") => Some("virt"),
         _ => None,
     }
 }
 
 /// QEMU takes its options with one dash or two.
-fn is_option(argument: &OsStr, names: &[&str]) -> bool {
+pub(super) fn is_option(argument: &OsStr, names: &[&str]) -> bool {
     let Some(argument) = argument.to_str().and_then(|argument| argument.strip_prefix('-')) else { return false };
     names.contains(&argument.strip_prefix('-').unwrap_or(argument))
 }
@@ -139,6 +141,14 @@ mod tests {
         assert_eq!(on(Machine::Pc, "-m 1G").unwrap(), "-m 1G -machine pc -device TPM");
         assert_eq!(on(Machine::Pc, "-M pc-i440fx-10.1").unwrap(), "-M pc-i440fx-10.1 -device TPM");
         assert!(on(Machine::Pc, "-M pc-q35-10.1").is_err());
+    }
+
+    #[test]
+    fn a_virt_is_one_in_each_version() {
+        assert_eq!(on(Machine::Virt, "-m 1G").unwrap(), "-m 1G -machine virt -device TPM");
+        assert_eq!(on(Machine::Virt, "-M virt-11.1,gic-version=3").unwrap(), "-M virt-11.1,gic-version=3 -device TPM");
+        assert!(on(Machine::Virt, "-M sbsa-ref").is_err());
+        assert!(with("-M virt").is_err());
     }
 
     #[test]
