@@ -3,6 +3,8 @@
 # shellcheck shell=bash
 
 KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
+# The architectures whose packages are looked at, the machine's first; with commas.
+: "${ARCHITECTURES:=amd64}"
 
 # What the functions below need of the machine.
 need_package_tools() {
@@ -43,7 +45,8 @@ Dir::State::lists "$1/lists";
 Dir::State::status "$1/status";
 Dir::Cache "$1/cache";
 Dir::Cache::archives "$1/archives";
-APT::Architecture "amd64";
+APT::Architecture "${ARCHITECTURES%%,*}";
+APT::Architectures "$ARCHITECTURES";
 APT::Install-Recommends "false";
 APT::Sandbox::User "$(id -un)";
 APT::Update::Error-Mode "any";
@@ -71,7 +74,7 @@ download() {
     while read -r mirror; do
         say "asking $mirror for ${suites[*]}"
         for suite in "${suites[@]}"; do
-            printf "deb [arch=amd64 target=Packages signed-by=$KEYRING] %s %s main\n" "$mirror" "$suite"
+            printf "deb [arch=$ARCHITECTURES target=Packages signed-by=$KEYRING] %s %s main\n" "$mirror" "$suite"
         done >"$state/sources.list"
         echo "== $mirror" >>"$log"
         if kit_apt "$state" update >>"$log" 2>&1; then
@@ -91,6 +94,21 @@ download() {
     die "no package index for ${suites[*]} from ${tried[*]}; apt's lines are above and in $(keep_log "$log")" \
         "no connection or no name resolution: this machine needs the network once, to get the kit" \
         "NO_PUBKEY: the keys are older than ${suites[0]}: run 'apt-get install --only-upgrade debian-archive-keyring'"
+}
+
+# Gets the packages named in $3… alone, without what they need, after `download`; $2 is the release that they come from.
+download_alone() {
+    local state=$1 release=$2 log=$1/apt.log
+    shift 2
+    (cd "$state/archives" && kit_apt "$state" --target-release "$release" download "$@") >>"$log" 2>&1 || {
+        grep -E '^(E|W):' "$log" >&2 || true
+        die "a package cannot be had; the lines above are apt's, all of them are in $(keep_log "$log")"
+    }
+}
+
+# The packages that $3 is made of by its dependencies and whose names begin with $4, from the release $2.
+parts_of() {
+    apt-cache --config-file "$1/apt.conf" --target-release "$2" --important --recurse depends "$3" | grep "^$4.*:"
 }
 
 # The build folder goes away with the script; a log that the user is sent to must not.

@@ -1,5 +1,5 @@
 //! Harness for tests with a real guest: upstream QEMU under TCG, a Debian kernel, busybox and tpm2-tools
-//! (`tests/guest/kit`), driven over a serial port.
+//! (`tests/guest/kit`; `kit-arm64`, which has no tpm2-tools), driven over a serial port.
 //!
 //! Nothing here depends on timing: the deadlines only turn a hang into a failure that says where it hung.
 #![allow(dead_code, unused_imports)] // not every test uses all of it

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::channel::Channel;
 pub(crate) use super::channel::Output;
 use super::kernel_log::KernelMessage;
-use super::kit::kit;
+use super::kit::{kit, kit_arm64};
 use super::qmp::Qmp;
 use crate::common::process::{Process, tail, until};
 
@@ -29,6 +29,30 @@ pub(crate) enum Firmware {
     SeaBios,
     /// UEFI, with variables that are forgotten with the guest.
     Ovmf,
+    /// UEFI for 64-bit ARM, which has nothing else.
+    Aavmf,
+}
+
+/// What differs between the architectures of guests.
+struct Platform {
+    kit: &'static Path,
+    qemu: &'static str,
+    cpu: &'static str,
+    console: &'static str,
+}
+
+impl Firmware {
+    fn platform(self) -> Platform {
+        match self {
+            Self::SeaBios | Self::Ovmf => {
+                Platform { kit: kit(), qemu: "qemu-system-x86_64", cpu: "max", console: "ttyS0" }
+            }
+            // Under TCG the newer ones are slower.
+            Self::Aavmf => {
+                Platform { kit: kit_arm64(), qemu: "qemu-system-aarch64", cpu: "cortex-a72", console: "ttyAMA0" }
+            }
+        }
+    }
 }
 
 /// What a guest is made of.
@@ -49,6 +73,8 @@ pub(crate) struct GuestConfig {
     pub(crate) qemu_args: Vec<OsString>,
     /// More words for the kernel's command line.
     pub(crate) append: String,
+    /// An archive in front of the guest's own.
+    pub(crate) first_archive: Option<PathBuf>,
     /// Archives whose files the guest has besides its own (`Programs`).
     pub(crate) archives: Vec<PathBuf>,
 }
@@ -64,19 +90,21 @@ impl Default for GuestConfig {
             launcher: Vec::new(),
             qemu_args: Vec::new(),
             append: String::new(),
+            first_archive: None,
             archives: Vec::new(),
         }
     }
 }
 
 impl GuestConfig {
-    fn arguments(&self, kit: &Path, dir: &Path) -> Vec<OsString> {
+    fn arguments(&self, platform: &Platform, dir: &Path) -> Vec<OsString> {
+        let kit = platform.kit;
         let socket = |name: &str| format!("socket,id={name},path={}", dir.join(name).display());
         let mut args: Vec<OsString> = [
             "-accel",
             self.accel,
             "-cpu",
-            "max",
+            platform.cpu,
             "-nodefaults",
             "-no-user-config",
             "-display",
@@ -97,32 +125,37 @@ impl GuestConfig {
             &format!("unix:{}", dir.join("qmp").display()),
             // iomem=relaxed: tests reach for the device's registers through /dev/mem.
             "-append",
-            &format!("console=ttyS0 panic=-1 iomem=relaxed {}", self.append),
+            &format!("console={} panic=-1 iomem=relaxed {}", platform.console, self.append),
         ]
         .map(OsString::from)
         .into();
         args.extend(["-kernel".into(), kit.join("vmlinuz").into()]);
         args.extend(["-initrd".into(), self.initramfs(kit, dir).into()]);
-        if self.firmware == Firmware::Ovmf {
-            for (file, mode) in [("OVMF_CODE.fd", "on"), ("OVMF_VARS.fd", "off")] {
-                let copy = dir.join(file);
-                std::fs::copy(kit.join(file), &copy).expect("copy of the firmware");
-                let drive = format!("if=pflash,format=raw,readonly={mode},file={}", copy.display());
-                args.extend(["-drive".into(), drive.into()]);
+        match self.firmware {
+            Firmware::SeaBios => {}
+            Firmware::Ovmf => {
+                for (file, mode) in [("OVMF_CODE.fd", "on"), ("OVMF_VARS.fd", "off")] {
+                    let copy = dir.join(file);
+                    std::fs::copy(kit.join(file), &copy).expect("copy of the firmware");
+                    let drive = format!("if=pflash,format=raw,readonly={mode},file={}", copy.display());
+                    args.extend(["-drive".into(), drive.into()]);
+                }
             }
+            Firmware::Aavmf => args.extend(["-bios".into(), kit.join("QEMU_EFI.fd").into()]),
         }
         args.extend(self.qemu_args.iter().cloned());
         args
     }
 
-    /// The kit's initramfs, with the archives behind it: the kernel unpacks one after the other.
+    /// The kit's initramfs, with the archives around it: the kernel unpacks one after the other.
     fn initramfs(&self, kit: &Path, dir: &Path) -> PathBuf {
         let own = kit.join("initramfs.cpio");
-        if self.archives.is_empty() {
+        if self.first_archive.is_none() && self.archives.is_empty() {
             return own;
         }
         let all = dir.join("initramfs.cpio");
-        let parts = [&own].into_iter().chain(&self.archives).map(|part| std::fs::read(part).expect("archive"));
+        let parts = self.first_archive.iter().chain([&own]).chain(&self.archives);
+        let parts = parts.map(|part| std::fs::read(part).expect("archive"));
         std::fs::write(&all, parts.collect::<Vec<_>>().concat()).expect("initramfs in the temporary folder");
         all
     }
@@ -143,15 +176,15 @@ impl Guest {
     /// Boots a guest and waits until it takes commands.
     #[track_caller]
     pub(crate) fn boot(config: &GuestConfig) -> Self {
-        let kit = kit();
+        let platform = config.firmware.platform();
         let slot = Slot::take();
         let dir = tempfile::Builder::new().prefix("guest-").tempdir().expect("temporary folder");
         // QEMU connects to us, so there is nothing to wait for.
         let listen = |name| UnixListener::bind(dir.path().join(name)).expect("socket in the temporary folder");
         let (channel, qmp) = (listen("channel"), listen("qmp"));
         let mut command = config.launcher.clone();
-        command.push(kit.join("qemu-system-x86_64").into());
-        command.extend(config.arguments(kit, dir.path()));
+        command.push(platform.kit.join(platform.qemu).into());
+        command.extend(config.arguments(&platform, dir.path()));
         let mut qemu = Process::start(Path::new(&command[0]), &command[1..], dir.path().join("qemu-output"));
         let channel = Channel::new(accept(&channel, &mut qemu));
         let qmp = Qmp::new(accept(&qmp, &mut qemu)).unwrap_or_else(|e| panic!("{e}; QEMU said: {}", qemu.output()));

@@ -1,16 +1,11 @@
-# TPM 1.2 commands from the shell, through /dev/tpm0: tpm2-tools speak 2.0 only.
+# TPM 1.2 commands from the shell: tpm2-tools speak 2.0 only.
+. /lib/exchange.sh
 
 # tpm12_command HEX: sends what follows the size field of a command without authorisation (ordinal, parameters), and prints
 # what follows the code of its response, in hex. Fails unless the code is TPM_SUCCESS.
 tpm12_command() {
     # TPM_TAG_RQU_COMMAND, and a header of 10 bytes of which 4 are in $1.
-    echo "00c1$(printf %08x $((6 + ${#1} / 2)))$1" | xxd -r -p >/tmp/tpm12.command
-    # One write for the command, one read for the response: so does the device have it.
-    tpm12_response=$(
-        exec 3<>/dev/tpm0 || exit
-        dd bs=4096 count=1 </tmp/tpm12.command >&3 2>/dev/null
-        dd bs=4096 count=1 <&3 2>/dev/null | xxd -p | tr -d '\n'
-    )
+    tpm12_response=$(tpm_exchange "00c1$(printf %08x $((6 + ${#1} / 2)))$1")
     case $tpm12_response in
     00c4????????00000000*) echo "${tpm12_response#????????????????????}" ;;
     *)
