@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use vfio_user_tpm::acpi::{BehindBridge, Interface, Machine, PciPath, Placement, TpmDevice, tables};
+use vfio_user_tpm::acpi::{BehindBridge, Interface, Machine, PciPath, Placement, TpmDevice, initramfs_ssdt, tables};
 use vfio_user_tpm::description::{Config, Description, Source};
 use vfio_user_tpm::device;
 use vfio_user_tpm::tpm::TpmVersion;
@@ -38,7 +38,7 @@ pub fn run(data: &[u8]) {
         Ok(device) => device,
         Err(error) => return assert!(!error.to_string().is_empty()),
     };
-    for table in tables(&device) {
+    for table in tables(&device).into_iter().chain(initramfs_ssdt(&device)) {
         let length = u32::from_le_bytes(table.bytes[4..8].try_into().expect("four"));
         assert_eq!(length as usize, table.bytes.len());
         assert_eq!(table.bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte)), 0, "checksum");

@@ -62,6 +62,17 @@ impl Machine {
         }
     }
 
+    /// Whether a new connection stands for a reset of the machine. Cloud Hypervisor makes machine and connection anew for a
+    /// reboot and connects at no other time, and its client sends no DEVICE_RESET to a device that says it can be reset: it
+    /// reads that flag the wrong way round (crate `vfio_user`, 0.1.7).
+    #[must_use]
+    pub const fn resets_by_connecting(self) -> bool {
+        match self {
+            Self::Q35 | Self::Pc | Self::Virt => false,
+            Self::CloudHypervisor => true,
+        }
+    }
+
     /// The root bus: QEMU's id of it, or Cloud Hypervisor's number of the PCI segment.
     #[must_use]
     pub const fn root_bus(self) -> &'static str {

@@ -70,7 +70,8 @@ pub(super) struct TpmArgs {
     #[arg(long, value_enum)]
     startup: Option<StartupKind>,
 
-    /// Reset the TPM whenever a client connects: for VMMs that do not reset the device themselves
+    /// Reset the TPM whenever a client connects: for VMMs that do not reset the device themselves. --machine=cloud-hypervisor
+    /// does so without being asked
     #[arg(long)]
     reset_on_connect: bool,
 
@@ -181,6 +182,7 @@ impl TryFrom<ServeArgs> for Config {
             (_, None | Some(StartupKind::Clear)) => StartupPolicy::Clear,
             (_, Some(StartupKind::None)) => StartupPolicy::None,
         };
+        let reset_on_connect = args.reset_on_connect || device.placement().machine().resets_by_connecting();
         Ok(Self {
             endpoint,
             backend,
@@ -190,7 +192,7 @@ impl TryFrom<ServeArgs> for Config {
             registers: args.registers,
             description,
             startup,
-            reset_on_connect: args.reset_on_connect,
+            reset_on_connect,
             obey_parent_only,
             latency: args.latency,
             sandbox: args.sandbox,
@@ -326,6 +328,12 @@ mod tests {
         assert_eq!(config.device.interface(), Interface::Crb);
         assert!(config.description.is_none() && config.backend.source() == Source::Ephemeral);
         assert!(!config.reset_on_connect && !config.registers.guest_locality_4);
+    }
+
+    #[test]
+    fn cloud_hypervisor_resets_by_connecting() {
+        assert!(config(&["--socket-path=/s", "--machine=cloud-hypervisor"]).unwrap().reset_on_connect);
+        assert!(!config(&["--socket-path=/s", "--machine=virt"]).unwrap().reset_on_connect);
     }
 
     #[test]
