@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
+use anyhow::Context;
+
 use super::qemu::is_option;
 
 /// QEMU's option.
@@ -12,14 +14,21 @@ const OPTION: &str = "-initrd";
 
 /// The arguments for an initramfs that begins with `archive` and goes on with the one among the user's arguments, for which
 /// the file `new` is made; nothing if there is none.
-pub(super) fn arguments(user: &[OsString], archive: &[u8], new: &Path) -> io::Result<Vec<OsString>> {
+pub(super) fn arguments(user: &[OsString], archive: &[u8], new: &Path) -> anyhow::Result<Vec<OsString>> {
     let Some(old) = given(user) else { return Ok(Vec::new()) };
-    let mut old = File::open(old)?;
-    let mut file = File::create_new(new)?;
-    file.write_all(archive)?;
-    io::copy(&mut old, &mut file)?;
+    let old_file = File::open(old).with_context(|| format!("cannot read the file of QEMU's -initrd, {old:?}"))?;
+    join(archive, old_file, new).with_context(|| {
+        let new = new.display();
+        format!("cannot put the TPM's table in front of {old:?}, in {new}: set TMPDIR to a folder with space for it")
+    })?;
     // Of several the last counts.
     Ok(vec![OPTION.into(), new.into()])
+}
+
+fn join(archive: &[u8], mut old: File, new: &Path) -> io::Result<()> {
+    let mut file = File::create_new(new)?;
+    file.write_all(archive)?;
+    io::copy(&mut old, &mut file).map(|_bytes| ())
 }
 
 /// The initramfs that these arguments name.
@@ -34,7 +43,7 @@ mod tests {
 
     use super::*;
 
-    fn with(user: &[&str]) -> io::Result<Vec<OsString>> {
+    fn with(user: &[&str]) -> anyhow::Result<Vec<OsString>> {
         let user: Vec<_> = user.iter().map(OsString::from).collect();
         arguments(&user, b"", Path::new("/nowhere/initramfs"))
     }
@@ -57,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn an_initramfs_that_is_not_there_is_an_error() {
-        assert!(with(&["-initrd", "/nowhere/old"]).is_err());
+    fn an_initramfs_that_is_not_there_is_named() {
+        assert!(with(&["-initrd", "/nowhere/old"]).unwrap_err().to_string().contains("/nowhere/old"));
     }
 }

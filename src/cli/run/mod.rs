@@ -92,8 +92,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let [program, user @ ..] = &*args.command else { bail!("give QEMU's command after --") };
     let mut arguments = qemu::arguments(user, machine, &socket, attach)?;
     if !machine.adds_tables() {
-        let initramfs = initramfs::arguments(user, description.acpi_initrd()?, &folder.path().join("initramfs"))
-            .context("cannot put acpi-initrd.cpio in front of the file of QEMU's -initrd, in a temporary folder")?;
+        let initramfs = initramfs::arguments(user, description.acpi_initrd()?, &folder.path().join("initramfs"))?;
         if initramfs.is_empty() {
             log::warn!(
                 "QEMU's arguments have no -initrd: the guest finds its TPM only if its boot loader puts acpi-initrd.cpio in \
