@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use crate::bar_map::{self, Window};
 use crate::completion_hold::CompletionHold;
+use crate::counters::CommandCounters;
 use crate::engine::Engine;
-use crate::frontend::{Effect, Registers};
+use crate::frontend::{Effect, Progress, Registers};
 use crate::pci::{CONFIG_SIZE, ConfigSpace, Identity, MemoryBar};
 use crate::shared_pages::SharedPages;
+use crate::tpm::Locality;
 use crate::vfio_user::{
     Answer, Device, DeviceFailure, DeviceInfo, Irq, MappableArea, Mapping, Region, RegionFlags, Ticket,
 };
@@ -42,6 +44,23 @@ pub struct DeviceOptions {
     pub completion_hold: Duration,
 }
 
+/// What has happened at the device so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Reads of BAR0.
+    pub reads: u64,
+    /// Writes to BAR0.
+    pub writes: u64,
+    /// Accesses to configuration space.
+    pub config_accesses: u64,
+    /// Answers to these that were held back.
+    pub held_answers: u64,
+    /// Resets, by `DEVICE_RESET` or a connection.
+    pub resets: u64,
+    /// Commands that the guest has cancelled.
+    pub cancels: u64,
+}
+
 /// The TPM device.
 pub struct TpmDevice {
     config: ConfigSpace,
@@ -51,6 +70,8 @@ pub struct TpmDevice {
     engine: Engine,
     hold: CompletionHold,
     reset_on_connect: bool,
+    activity: Activity,
+    commands: CommandCounters,
 }
 
 impl TpmDevice {
@@ -62,11 +83,13 @@ impl TpmDevice {
             config: ConfigSpace::new(identity, BAR0),
             mappable: areas(registers.shared_windows()),
             registers,
+            commands: CommandCounters::new(engine.version()),
             engine,
             hold: CompletionHold::new(completion_hold),
             reset_on_connect,
+            activity: Activity::default(),
         };
-        device.reset();
+        device.power_on();
         device
     }
 
@@ -76,23 +99,66 @@ impl TpmDevice {
         self.engine.stop_failure()
     }
 
+    /// The TPM behind the registers.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// What has happened at the device so far.
+    #[must_use]
+    pub fn activity(&self) -> &Activity {
+        &self.activity
+    }
+
+    /// The guest's commands so far.
+    #[must_use]
+    pub fn commands(&self) -> &CommandCounters {
+        &self.commands
+    }
+
+    /// How far the guest is with its command.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.registers.progress()
+    }
+
+    /// The locality that has the TPM.
+    #[must_use]
+    pub fn active_locality(&self) -> Option<Locality> {
+        self.registers.active_locality()
+    }
+
+    /// Where the guest has put BAR0; 0 for nowhere.
+    #[must_use]
+    pub fn bar0_address(&self) -> u32 {
+        self.config.bar0_address()
+    }
+
     fn carry_out(&mut self, effect: Effect) {
         let now = Instant::now();
         match effect {
             Effect::Execute(locality) => {
                 self.hold.begin(now);
+                self.commands.begin(self.registers.command(), now);
                 self.engine.execute(locality, self.registers.command(), now);
             }
-            Effect::Cancel => self.engine.cancel(now),
+            Effect::Cancel => {
+                self.activity.cancels += 1;
+                self.engine.cancel(now);
+            }
             Effect::ResetEstablishment(locality) => self.engine.reset_establishment(locality, now),
         }
-        self.take_over();
+        self.take_over(now);
     }
 
     /// Shows the guest what the engine has finished.
-    fn take_over(&mut self) {
+    fn take_over(&mut self, now: Instant) {
         self.registers.set_establishment(self.engine.established());
-        let taken = self.engine.take_response(|response| self.registers.complete(response));
+        let taken = self.engine.take_response(|response| {
+            self.registers.complete(response);
+            self.commands.end(response, now);
+        });
         if taken.is_some() {
             self.hold.end();
         }
@@ -108,7 +174,23 @@ impl TpmDevice {
         let Some(effect) = effect else { return Answer::Now };
         self.carry_out(effect);
         let starts = matches!(effect, Effect::Execute(_)) && self.registers.start_is_awaited();
-        if starts && self.may_wait(Access::Start) { Answer::Later(Ticket(offset)) } else { Answer::Now }
+        if starts && self.may_wait(Access::Start) { self.hold_back(offset) } else { Answer::Now }
+    }
+
+    fn hold_back(&mut self, offset: u64) -> Answer {
+        self.activity.held_answers += 1;
+        Answer::Later(Ticket(offset))
+    }
+
+    fn power_on(&mut self) {
+        let now = Instant::now();
+        self.config.reset();
+        self.registers.reset();
+        self.place();
+        self.hold.end();
+        self.commands.abandon();
+        self.engine.reset(now);
+        self.take_over(now);
     }
 
     /// Whether the guest would only learn from this access that its command still runs, and may wait for more.
@@ -176,10 +258,14 @@ impl Device for TpmDevice {
 
     fn read(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Answer {
         match index {
-            ffi::VFIO_PCI_CONFIG_REGION_INDEX => self.config.read(offset, data),
+            ffi::VFIO_PCI_CONFIG_REGION_INDEX => {
+                self.activity.config_accesses += 1;
+                self.config.read(offset, data);
+            }
             ffi::VFIO_PCI_BAR0_REGION_INDEX => {
+                self.activity.reads += 1;
                 if self.may_wait(Access::Read { offset, length: data.len() }) {
-                    return Answer::Later(Ticket(offset));
+                    return self.hold_back(offset);
                 }
                 self.registers.read(offset, data);
             }
@@ -191,6 +277,7 @@ impl Device for TpmDevice {
     fn write(&mut self, index: u32, offset: u64, data: &[u8]) -> Answer {
         match index {
             ffi::VFIO_PCI_CONFIG_REGION_INDEX => {
+                self.activity.config_accesses += 1;
                 let before = self.config.bar0_address();
                 self.config.write(offset, data);
                 if self.config.bar0_address() != before {
@@ -202,6 +289,7 @@ impl Device for TpmDevice {
                 }
             }
             ffi::VFIO_PCI_BAR0_REGION_INDEX => {
+                self.activity.writes += 1;
                 let effect = self.registers.write(offset, data);
                 return self.follow(effect, offset);
             }
@@ -221,12 +309,8 @@ impl Device for TpmDevice {
     }
 
     fn reset(&mut self) {
-        self.config.reset();
-        self.registers.reset();
-        self.place();
-        self.hold.end();
-        self.engine.reset(Instant::now());
-        self.take_over();
+        self.activity.resets += 1;
+        self.power_on();
     }
 
     fn connected(&mut self) {
@@ -247,7 +331,7 @@ impl Device for TpmDevice {
     fn wake(&mut self) {
         let now = Instant::now();
         self.engine.poll(now);
-        self.take_over();
+        self.take_over(now);
         self.hold.expire(now);
     }
 

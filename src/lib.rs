@@ -13,6 +13,7 @@ pub mod backend;
 pub mod bar_map;
 pub mod cli;
 pub mod completion_hold;
+pub mod counters;
 pub mod description;
 pub mod device;
 pub mod engine;

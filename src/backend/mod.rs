@@ -87,6 +87,16 @@ pub trait Backend {
     /// Whether nothing runs.
     fn is_gone(&self) -> bool;
 
+    /// How often a process was started for this TPM; 0 for one that others start.
+    fn launches(&self) -> u64 {
+        0
+    }
+
+    /// What is known of this TPM besides its version, for people. It may hold what another process has said.
+    fn about(&self) -> Option<String> {
+        None
+    }
+
     /// What becomes readable when [`poll`](Self::poll) has something to say, if that has changed since this was last
     /// asked. To be asked after each other method, until there is no more: a TPM may have several.
     fn take_new_descriptor(&mut self) -> Option<BorrowedFd<'_>>;

@@ -36,6 +36,11 @@ pub trait Task {
 
     /// A worker is started after one has ended or was killed; for what a user has to be told of that.
     fn begins_again(&self) {}
+
+    /// See [`Backend::about`].
+    fn about(&self) -> Option<String> {
+        None
+    }
 }
 
 /// This program, at `path`, as a worker. With no more arguments it is confined fully, and holds what it is given.
@@ -56,7 +61,8 @@ pub struct WorkerBackend<T> {
     initialize_waits: bool,
     /// The descriptor to wait for is another one.
     new_descriptor: bool,
-    started_before: bool,
+    /// Workers that were started.
+    launches: u64,
     frame: Vec<u8>,
     buffer: Vec<u8>,
 }
@@ -83,7 +89,7 @@ impl<T: Task> WorkerBackend<T> {
             dying: None,
             initialize_waits: false,
             new_descriptor: false,
-            started_before: false,
+            launches: 0,
             frame: Vec::with_capacity(MAX_FRAME),
             buffer: vec![0; MAX_FRAME],
         }
@@ -97,10 +103,10 @@ impl<T: Task> WorkerBackend<T> {
             refuse_descriptors(ours)?;
         }
         let process = self.launcher.launch(theirs)?;
-        if self.started_before {
+        if self.launches > 0 {
             self.task.begins_again();
         }
-        self.started_before = true;
+        self.launches = self.launches.saturating_add(1);
         self.new_descriptor = true;
         let worker = self.worker.insert(Worker { process, socket, cancel, sequence: 0, is_from_before: false });
         let (start, theirs) = self.task.start();
@@ -247,6 +253,14 @@ impl<T: Task> Backend for WorkerBackend<T> {
 
     fn is_gone(&self) -> bool {
         self.worker.is_none() && self.dying.is_none()
+    }
+
+    fn launches(&self) -> u64 {
+        self.launches
+    }
+
+    fn about(&self) -> Option<String> {
+        self.task.about()
     }
 
     fn take_new_descriptor(&mut self) -> Option<BorrowedFd<'_>> {

@@ -14,6 +14,8 @@
 //!   Terminating, and a stop in any failure, end in Ending: what ran the TPM is killed, and Off once it is gone.
 //! ```
 
+mod condition;
+
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -25,6 +27,7 @@ use crate::backend::{Backend, BackendError, Done};
 use crate::platform::{Platform, Step};
 use crate::tpm::{BUFFER_SIZE, Fault, Header, Locality, fault_response};
 use crate::trace::{Sender, Tracer};
+pub use condition::{Condition, Events};
 
 /// Longest start of a TPM, by one operation. A new TPM 1.2 generates a key, and a busy disk takes long to write.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -69,6 +72,9 @@ pub struct Engine {
     tracer: Tracer,
     /// Why the TPM was not stopped in order.
     stop_failure: Option<String>,
+    /// Why the TPM is in failure mode.
+    failure: Option<String>,
+    events: Events,
 }
 
 /// What the backend is doing.
@@ -137,6 +143,8 @@ impl Engine {
             on_first_start: None,
             tracer: Tracer::default(),
             stop_failure: None,
+            failure: None,
+            events: Events::default(),
         }
     }
 
@@ -440,6 +448,8 @@ impl Engine {
         } else {
             log::debug!("the TPM is up");
             self.first_start = FirstStart::Done;
+            self.failure = None;
+            self.events.starts = self.events.starts.saturating_add(1);
             if let Some(action) = self.on_first_start.take() {
                 action();
             }
@@ -452,6 +462,8 @@ impl Engine {
     /// Failure mode: said once, and the guest gets a failure response to each command until the next reset.
     fn fail(&mut self, reason: &str, now: Instant) {
         self.phase = Phase::Failed;
+        self.failure = Some(reason.to_owned());
+        self.events.failures = self.events.failures.saturating_add(1);
         match (&self.first_start, self.goal) {
             (_, Goal::Stop) => self.stop_failure = Some(reason.to_owned()),
             (FirstStart::Awaited, _) => self.first_start = FirstStart::Failed(reason.to_owned()),

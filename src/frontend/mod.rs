@@ -10,6 +10,7 @@
 pub mod crb;
 mod locality;
 mod memory;
+mod progress;
 mod registers;
 pub mod tis;
 mod words;
@@ -17,6 +18,7 @@ mod words;
 use crate::tpm::Locality;
 pub use locality::{LocalitiesState, LocalitiesStateError};
 pub use memory::Memory;
+pub use progress::Progress;
 pub use registers::Registers;
 
 /// What the rest of the device has to do because of an access.

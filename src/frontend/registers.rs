@@ -2,8 +2,9 @@
 
 use super::crb::{Crb, CrbDoorbell};
 use super::tis::Tis;
-use super::{Effect, Memory};
+use super::{Effect, Memory, Progress};
 use crate::bar_map::{COMMAND_BUFFER, CONTROL_AREA, DOORBELL, Window};
+use crate::tpm::Locality;
 
 /// The registers behind BAR0, of whichever interface. Offsets are BAR0's ([`bar_map`](crate::bar_map)).
 #[derive(Clone, Debug)]
@@ -128,6 +129,27 @@ impl<M: Memory> Registers<M> {
         }
     }
 
+    /// How far the guest is with its command.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        match self {
+            Self::Tis(tis) => tis.progress(),
+            Self::Crb(crb) => crb.progress(),
+            Self::CrbDoorbell(crb) if crb.is_busy() => Progress::Execution,
+            Self::CrbDoorbell(_) => Progress::Ready,
+        }
+    }
+
+    /// The locality that has the TPM. Without registers for localities it is always the same.
+    #[must_use]
+    pub fn active_locality(&self) -> Option<Locality> {
+        match self {
+            Self::Tis(tis) => tis.active_locality(),
+            Self::Crb(crb) => crb.active_locality(),
+            Self::CrbDoorbell(_) => Some(Locality::ZERO),
+        }
+    }
+
     /// The windows of BAR0 that are memory shared with the guest, in ascending order.
     #[must_use]
     pub fn shared_windows(&self) -> &'static [Window] {
@@ -166,7 +188,7 @@ mod tests {
     use crate::frontend::crb::CrbConfig;
     use crate::frontend::memory::pages::Pages;
     use crate::frontend::tis::TisConfig;
-    use crate::tpm::{Header, Locality, TpmVersion};
+    use crate::tpm::{Header, TpmVersion};
 
     const CRB: CrbConfig = CrbConfig { vendor_id: 0x1014, device_id: 1, revision: 7, guest_locality_4: false };
 
@@ -270,6 +292,21 @@ mod tests {
             }
             registers.complete(&command());
             assert!(!registers.asks_for_completion(at, 4));
+        }
+    }
+
+    #[test]
+    fn how_far_a_command_is_and_whose_it_is_can_be_asked() {
+        let (idle, ready, completion) = (Progress::Idle, Progress::Ready, Progress::Completion);
+        let around = [(idle, completion), (idle, completion), (ready, ready)];
+        for (mut interface, (before, completed)) in Interface::all().into_iter().zip(around) {
+            assert_eq!(interface.registers.progress(), before);
+            interface.start();
+            let Interface { mut registers, locality, .. } = interface;
+            assert_eq!(registers.progress(), Progress::Execution);
+            assert_eq!(registers.active_locality(), Locality::new(locality));
+            registers.complete(&command());
+            assert_eq!(registers.progress(), completed);
         }
     }
 

@@ -129,6 +129,14 @@ impl Task for PassthroughTpm {
         self.host.start(Some(self.properties))
     }
 
+    fn about(&self) -> Option<String> {
+        let through = match self.host.kind {
+            Kind::Exclusive => "",
+            Kind::Shared => ", shared with other programs",
+        };
+        Some(format!("{}, commands of at most {} bytes{through}", self.host.name, self.command_size()))
+    }
+
     /// Most chips have no cancel file, and not every driver acts on it.
     fn obeys_cancel(&self) -> bool {
         false

@@ -94,6 +94,10 @@ pub struct Swtpm {
     established: bool,
     /// What there is to say about this swtpm has been logged.
     known: bool,
+    /// What it has said of its TPM.
+    about: Option<String>,
+    /// Processes that were started.
+    launches: u64,
     new_descriptors: Vec<Descriptor>,
 }
 
@@ -152,6 +156,8 @@ impl Swtpm {
             command: Vec::with_capacity(BUFFER_SIZE).into(),
             established: false,
             known: false,
+            about: None,
+            launches: 0,
             new_descriptors: Vec::new(),
         }
     }
@@ -161,6 +167,9 @@ impl Swtpm {
         let (data, their_data) = Channel::pair("data")
             .map_err(|errno| BackendError::Gone(format!("cannot make swtpm's data channel: {errno}")))?;
         let (control, process) = self.config.place.open()?;
+        if process.is_some() {
+            self.launches = self.launches.saturating_add(1);
+        }
         let their_data = Some(their_data);
         self.peer = Some(Peer { data, their_data, control, process, is_ready: false, locality: None });
         self.new_descriptors = vec![Descriptor::Control, Descriptor::Data];
@@ -301,6 +310,7 @@ impl Swtpm {
                 // Again and again it would only fill the log.
                 let level = if self.known { log::Level::Debug } else { log::Level::Info };
                 log::log!(level, "swtpm runs a {specification}");
+                self.about = Some(specification.to_string());
             }
             (_, Reply::Config(config)) => {
                 log::debug!("swtpm's state files are encrypted: {}", config.contains(Config::FILE_KEY));
@@ -441,6 +451,14 @@ impl Backend for Swtpm {
 
     fn is_gone(&self) -> bool {
         self.peer.is_none() && self.dying.is_none()
+    }
+
+    fn launches(&self) -> u64 {
+        self.launches
+    }
+
+    fn about(&self) -> Option<String> {
+        self.about.clone()
     }
 
     fn take_new_descriptor(&mut self) -> Option<BorrowedFd<'_>> {

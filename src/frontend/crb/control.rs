@@ -13,7 +13,7 @@ mod state;
 use super::buffer::{self, Command};
 use super::registers::{CANCEL, CtrlReq, CtrlSts, START};
 use super::standing::Standing;
-use crate::frontend::{Effect, Memory};
+use crate::frontend::{Effect, Memory, Progress};
 use crate::tpm::{Fault, Locality};
 
 pub use state::CommandState;
@@ -55,6 +55,17 @@ impl Control {
         self.state = State::Idle;
         self.cancel = false;
         self.command.wipe();
+    }
+
+    /// How far the guest is with its command.
+    pub(super) fn progress(&self) -> Progress {
+        match self.state {
+            State::Idle => Progress::Idle,
+            State::Ready => Progress::Ready,
+            State::Execution(_) => Progress::Execution,
+            State::Completion => Progress::Completion,
+            State::Stopping { .. } => Progress::Stopping,
+        }
     }
 
     /// Whether the backend runs a command, wanted or not.

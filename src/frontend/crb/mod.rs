@@ -32,7 +32,7 @@ mod tests;
 
 use super::locality::{self, Localities, PAGE};
 use super::words::{read_lanes, words, written_lanes};
-use super::{Effect, Memory};
+use super::{Effect, Memory, Progress};
 use crate::bar_map::COMMAND_BUFFER;
 use crate::tpm::{Locality, PerLocality};
 use control::Control;
@@ -156,6 +156,16 @@ impl<M: Memory> Crb<M> {
     /// Shows `tpmEstablished` as the TPM reports it.
     pub fn set_establishment(&mut self, established: bool) {
         self.localities.set_established(established);
+    }
+
+    /// How far the guest is with its command.
+    pub(super) fn progress(&self) -> Progress {
+        self.control.progress()
+    }
+
+    /// The locality that has the TPM.
+    pub(super) fn active_locality(&self) -> Option<Locality> {
+        self.localities.active()
     }
 
     /// The byte of BAR0 that tells a locality, and nothing else, that its command still runs; `None` when none runs.

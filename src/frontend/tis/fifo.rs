@@ -11,7 +11,7 @@ mod state;
 
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::frontend::Effect;
+use crate::frontend::{Effect, Progress};
 use crate::tpm::{BUFFER_SIZE, Fault, HEADER_SIZE, Header, Locality, TpmVersion, fault_response};
 
 use super::registers::Sts;
@@ -61,6 +61,18 @@ impl Fifo {
     pub(super) fn reset(&mut self) {
         self.state = State::Idle;
         self.wipe();
+    }
+
+    /// How far the guest is with its command.
+    pub(super) fn progress(&self) -> Progress {
+        match self.state {
+            State::Idle => Progress::Idle,
+            State::Ready => Progress::Ready,
+            State::Reception { .. } => Progress::Reception,
+            State::Execution => Progress::Execution,
+            State::Completion { .. } => Progress::Completion,
+            State::Stopping { .. } => Progress::Stopping,
+        }
     }
 
     /// Whether the backend runs a command, wanted or not.

@@ -26,9 +26,9 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use super::Effect;
 use super::locality::{self, Localities, PAGE};
 use super::words::{read_lanes, words, written_lanes};
+use super::{Effect, Progress};
 use crate::tpm::{Locality, PerLocality, TpmVersion};
 use fifo::Fifo;
 use interrupts::Interrupts;
@@ -137,6 +137,16 @@ impl Tis {
     /// Shows `tpmEstablished` as the TPM reports it.
     pub fn set_establishment(&mut self, established: bool) {
         self.localities.set_established(established);
+    }
+
+    /// How far the guest is with its command.
+    pub(super) fn progress(&self) -> Progress {
+        self.fifo.progress()
+    }
+
+    /// The locality that has the TPM.
+    pub(super) fn active_locality(&self) -> Option<Locality> {
+        self.localities.active()
     }
 
     /// The byte that tells a locality, and nothing else, that its command still runs; `None` when none runs.
