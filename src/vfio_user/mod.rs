@@ -9,6 +9,7 @@
 
 mod access;
 mod alarm;
+mod attendant;
 mod busy_poll;
 mod client;
 mod closer;
@@ -25,11 +26,14 @@ mod rights;
 mod server;
 mod session;
 mod version;
+mod visitors;
 mod wire;
 
+pub use attendant::{ATTENDANT_TOKEN, Attendant, Connected, Connections, Peer};
 pub use device::{
     Answer, Device, DeviceFailure, DeviceInfo, Interrupts, Irq, MappableArea, Mapping, Region, RegionFlags, Ticket,
 };
 pub use listener::{Listener, ListenerError, SocketClaim, remove_socket};
 pub use rights::SocketRights;
 pub use server::{DEVICE_TOKEN, Server, ServerError};
+pub use visitors::{Visitor, Visitors};

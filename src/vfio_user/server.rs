@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::parent_id;
 use std::time::{Duration, Instant};
 
+use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 use nix::errno::Errno;
@@ -15,14 +16,17 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::signalfd::SignalFd;
 use thiserror::Error;
 
+use super::attendant::{ATTENDANT_TOKEN, Attendant, Connected, Connections, Peer};
 use super::busy_poll::BusyPoll;
 use super::client::{Client, Farewell, Waiting};
 use super::closer::Closer;
 use super::device::{Device, DeviceFailure};
 use super::listener::{Listener, ListeningSocket, Source};
 use super::rights::AllowedUsers;
+use super::visitors::Visitors;
 
-/// The first token that a device may register its sources with, in [`Server::registry`].
+/// The first token that a device may register its sources with, in [`Server::registry`]; they end before
+/// [`ATTENDANT_TOKEN`].
 pub const DEVICE_TOKEN: Token = Token(16);
 
 const LISTENER: Token = Token(0);
@@ -84,6 +88,7 @@ pub struct Server {
     /// For those that were not: they must not be in the way of the one that is.
     strangers: Closer,
     client: Option<Watched>,
+    connections: Connections,
     /// Has come while its predecessor was leaving, or had not negotiated.
     successor: Option<UnixStream>,
     handshake_limit: Duration,
@@ -115,6 +120,7 @@ impl Server {
             closer: Closer::start()?,
             strangers: Closer::start()?,
             client: None,
+            connections: Connections::default(),
             successor: None,
             handshake_limit: HANDSHAKE_LIMIT,
             clogging_limit: CLOGGING_LIMIT,
@@ -163,22 +169,50 @@ impl Server {
         self.poll.registry().try_clone()
     }
 
+    /// Those who come from `listener`, for an attendant. What they send is closed like what strangers of the server send.
+    ///
+    /// # Errors
+    /// `InvalidInput` if it is a connection, and does not listen.
+    pub fn visitors(&self, listener: Listener) -> io::Result<Visitors> {
+        match listener.source {
+            Source::Listening(socket) => {
+                Ok(Visitors { socket, allowed: listener.allowed, closer: self.strangers.clone() })
+            }
+            Source::Connected(_) => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
     /// Serves until a signal arrives at `signals`, or until the client is gone if there can be no other.
     ///
     /// Then the client is disconnected, the socket is removed, the device is stopped, and the loop goes on until the device
     /// has finished. The signals have to be blocked in every thread of the process; a second one ends the server at once.
-    pub fn run(mut self, device: &mut dyn Device, signals: &SignalFd) -> Result<(), ServerError> {
+    pub fn run<D: Device>(self, device: &mut D, signals: &SignalFd) -> Result<(), ServerError> {
+        self.run_attended(device, &mut (), signals)
+    }
+
+    /// As [`run`](Self::run), and serves an attendant, until the device has finished.
+    pub fn run_attended<D: Device>(
+        mut self,
+        device: &mut D,
+        attendant: &mut dyn Attendant<D>,
+        signals: &SignalFd,
+    ) -> Result<(), ServerError> {
         let flags = fcntl(signals, FcntlArg::F_GETFL).map_err(ServerError::Signals)?;
         fcntl(signals, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK))
             .map_err(ServerError::Signals)?;
         self.watch(signals.as_fd().as_raw_fd(), SIGNALS, Interest::READABLE).map_err(ServerError::Poll)?;
 
-        let result = self.serve(device, signals);
+        let result = self.serve(device, attendant, signals);
         self.disconnect(device);
         result
     }
 
-    fn serve(&mut self, device: &mut dyn Device, signals: &SignalFd) -> Result<(), ServerError> {
+    fn serve<D: Device>(
+        &mut self,
+        device: &mut D,
+        attendant: &mut dyn Attendant<D>,
+        signals: &SignalFd,
+    ) -> Result<(), ServerError> {
         let mut events = Events::with_capacity(64);
         loop {
             if let Some(failure) = device.take_failure().filter(|_| self.failure.is_none()) {
@@ -192,16 +226,18 @@ impl Server {
             if self.stopping && device.stopped() {
                 return self.failure.take().map_or(Ok(()), |failure| Err(ServerError::Device(failure)));
             }
-            self.wait(&mut events, device).map_err(ServerError::Poll)?;
+            self.wait(&mut events, device, attendant.deadline()).map_err(ServerError::Poll)?;
 
             let mut due =
                 Due { woken: device.deadline().is_some_and(|deadline| deadline <= Instant::now()), ..Due::default() };
+            let mut is_attended = false;
             for event in &events {
                 match event.token() {
                     LISTENER => self.arrivals = true,
                     CLIENT => due.message = true,
                     UNMASKS => due.unmasks = true,
                     SIGNALS => self.take_signals(device, signals)?,
+                    token if token >= ATTENDANT_TOKEN => is_attended = true,
                     _ => due.woken = true,
                 }
             }
@@ -213,11 +249,21 @@ impl Server {
             }
             self.settle_succession(device);
             self.accept();
+            if is_attended {
+                let tokens = events.iter().map(Event::token).filter(|&token| token >= ATTENDANT_TOKEN);
+                tokens.for_each(|token| attendant.ready(token, device, &self.connections));
+            }
+            if let Some(deadline) = attendant.deadline() {
+                let now = Instant::now();
+                if deadline <= now {
+                    attendant.expire(now, device, &self.connections);
+                }
+            }
         }
     }
 
     /// Waits for events, at first without sleeping where that pays.
-    fn wait(&mut self, events: &mut Events, device: &dyn Device) -> io::Result<()> {
+    fn wait(&mut self, events: &mut Events, device: &dyn Device, attendant: Option<Instant>) -> io::Result<()> {
         while self.busy_poll.is_awake(Instant::now) {
             self.look(events, Some(Duration::ZERO))?;
             if !events.is_empty() {
@@ -230,7 +276,7 @@ impl Server {
             // Who is to send the next message may need this CPU for it.
             std::thread::yield_now();
         }
-        self.look(events, self.timeout(device))
+        self.look(events, self.timeout(device, attendant))
     }
 
     fn look(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
@@ -244,13 +290,13 @@ impl Server {
     }
 
     /// How long to wait for events; `None` without limit.
-    fn timeout(&self, device: &dyn Device) -> Option<Duration> {
+    fn timeout(&self, device: &dyn Device, attendant: Option<Instant>) -> Option<Duration> {
         if self.may_accept() {
             return Some(Duration::ZERO);
         }
         let handshake = self.successor.as_ref().and(self.handshake_deadline());
         let clogged = self.client.as_ref().and_then(Watched::ask_again);
-        let next = [device.deadline(), self.paused_until, handshake, clogged].into_iter().flatten().min()?;
+        let next = [device.deadline(), attendant, self.paused_until, handshake, clogged].into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
@@ -362,7 +408,7 @@ impl Server {
 
     fn receive_arrival(&mut self, socket: UnixStream) {
         if let Err(stranger) = self.allowed.admit(&socket) {
-            self.strangers.hang_up(socket);
+            self.hang_up(socket);
             return log::warn!("a client is refused: {stranger}");
         }
         match &self.client {
@@ -376,9 +422,14 @@ impl Server {
         }
     }
 
-    fn refuse(&self, socket: UnixStream) {
-        self.strangers.hang_up(socket);
+    fn refuse(&mut self, socket: UnixStream) {
+        self.hang_up(socket);
         log::warn!("a second client is refused: this server has one at a time");
+    }
+
+    fn hang_up(&mut self, stranger: UnixStream) {
+        self.connections.refused = self.connections.refused.saturating_add(1);
+        self.strangers.hang_up(stranger);
     }
 
     /// Whether there may be somebody who can be served or refused.
@@ -414,8 +465,11 @@ impl Server {
     }
 
     fn adopt(&mut self, socket: UnixStream) -> io::Result<()> {
+        let peer = Peer::of(&socket);
         let watched = Watched::new(Client::new(socket, self.closer.clone()), &self.levels)?;
         log::info!("a client has connected");
+        self.connections.made = self.connections.made.saturating_add(1);
+        self.connections.current = Some(Connected { since: watched.since, peer });
         self.client = Some(watched);
         Ok(())
     }
@@ -427,6 +481,7 @@ impl Server {
                 log::debug!("a client cannot be unwatched: {error}");
             }
             client.end(device);
+            self.connections.current = None;
         }
     }
 

@@ -20,7 +20,7 @@ use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tempfile::TempDir;
-use vfio_user_tpm::vfio_user::{Device, Listener, Server, ServerError};
+use vfio_user_tpm::vfio_user::{Attendant, Device, Listener, Server, ServerError};
 
 use raw_client::RawClient;
 use toy::{Control, ToyDevice};
@@ -92,12 +92,21 @@ pub fn run_made_in_thread<D: Device>(
     server: Server,
     make: impl FnOnce() -> D + Send + 'static,
 ) -> JoinHandle<Result<(), ServerError>> {
+    run_attended_in_thread(server, || (make(), ()))
+}
+
+/// As [`run_made_in_thread`], with an attendant.
+pub fn run_attended_in_thread<D: Device, A: Attendant<D>>(
+    server: Server,
+    make: impl FnOnce() -> (D, A) + Send + 'static,
+) -> JoinHandle<Result<(), ServerError>> {
     // Blocked before the thread is there, so that no signal can come too early; only this thread's are affected.
     let mask = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     mask.thread_block().unwrap();
     thread::spawn(move || {
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC).unwrap();
-        server.run(&mut make(), &signals)
+        let (mut device, mut attendant) = make();
+        server.run_attended(&mut device, &mut attendant, &signals)
     })
 }
 
