@@ -12,7 +12,7 @@ fn spawner(command: &[&str]) -> Spawner {
     Spawner::start(SpawnerConfig {
         spawner: Program::ourselves(env!("CARGO_BIN_EXE_vfio-user-tpm").into(), SPAWNER, log::LevelFilter::Warn),
         program: Some(Program { path: path.into(), arguments: arguments.iter().map(Into::into).collect() }),
-        socket: None,
+        sockets: Vec::new(),
     })
     .unwrap()
 }
@@ -115,11 +115,11 @@ fn a_server_gets_a_few_processes_and_no_more_until_one_has_ended() {
     assert!(end_of(&mut another).contains("SIGKILL"));
 }
 
-fn remover(socket: &std::path::Path) -> Spawner {
+fn remover(sockets: &[&std::path::Path]) -> Spawner {
     Spawner::start(SpawnerConfig {
         spawner: Program::ourselves(env!("CARGO_BIN_EXE_vfio-user-tpm").into(), SPAWNER, log::LevelFilter::Warn),
         program: None,
-        socket: Some(socket.to_owned()),
+        sockets: sockets.iter().map(|&socket| socket.to_owned()).collect(),
     })
     .unwrap()
 }
@@ -130,13 +130,18 @@ fn the_servers_socket_is_removed_and_no_other_in_its_place() {
     let path = folder.path().join("socket");
     let _listener = UnixListener::bind(&path).unwrap();
     let numbers = std::fs::metadata(&path).unwrap();
-    let spawner = remover(&path);
-    spawner.remove_socket(numbers.dev(), numbers.ino() ^ 1).unwrap();
+    let other = folder.path().join("other");
+    let _other = UnixListener::bind(&other).unwrap();
+    let spawner = remover(&[&other, &path]);
+    spawner.remove_socket(numbers.dev(), u64::MAX).unwrap();
     assert!(path.exists());
     spawner.remove_socket(numbers.dev(), numbers.ino()).unwrap();
     assert!(!path.exists());
     // Gone already.
     spawner.remove_socket(numbers.dev(), numbers.ino()).unwrap();
+    let numbers = std::fs::metadata(&other).unwrap();
+    spawner.remove_socket(numbers.dev(), numbers.ino()).unwrap();
+    assert!(!other.exists());
 }
 
 #[test]
@@ -144,14 +149,14 @@ fn a_socket_that_cannot_be_removed_is_told() {
     // A folder in its place.
     let folder = tempfile::tempdir().unwrap();
     let numbers = std::fs::metadata(folder.path()).unwrap();
-    let error = remover(folder.path()).remove_socket(numbers.dev(), numbers.ino()).unwrap_err();
+    let error = remover(&[folder.path()]).remove_socket(numbers.dev(), numbers.ino()).unwrap_err();
     assert!(error.to_string().contains("directory"), "{error}");
 }
 
 #[test]
 fn a_spawner_does_only_what_its_command_line_says() {
     let folder = tempfile::tempdir().unwrap();
-    let (mut process, _stdin) = spawn(&remover(&folder.path().join("socket")));
+    let (mut process, _stdin) = spawn(&remover(&[&folder.path().join("socket")]));
     assert!(end_of(&mut process).contains("spawner is gone"));
     assert!(spawner(&["cat"]).remove_socket(0, 0).is_err());
 }

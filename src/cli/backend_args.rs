@@ -85,13 +85,13 @@ pub(super) enum BackendConfig {
 pub(super) struct Surroundings<'a> {
     pub(super) log: &'a LogArgs,
     pub(super) sandbox: &'a SandboxArgs,
-    /// The socket that it will make.
-    pub(super) socket: Option<&'a Path>,
+    /// The sockets that it will make.
+    pub(super) sockets: Vec<&'a Path>,
     /// Becomes readable to end a wait for the host's TPM.
     pub(super) interrupt: BorrowedFd<'a>,
 }
 
-/// A backend, and a process that starts others and removes the socket.
+/// A backend, and a process that starts others and removes the sockets.
 pub(super) struct OpenBackend {
     pub(super) backend: Box<dyn Backend>,
     pub(super) helper: Option<Spawner>,
@@ -205,10 +205,10 @@ impl BackendConfig {
             worker
         };
         let start = |program| {
-            let socket = server.socket.map(std::path::absolute).transpose()?;
+            let sockets = server.sockets.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
             let mut spawner = Program::ourselves(this_program.clone(), SPAWNER, server.log.log_level);
             spawner.arguments.extend(server.log.destination_args());
-            let config = SpawnerConfig { spawner, program, socket };
+            let config = SpawnerConfig { spawner, program, sockets };
             Spawner::start(config).context("cannot start a process")
         };
         let mut helper = None;
@@ -230,7 +230,7 @@ impl BackendConfig {
             }
             Self::SwtpmAttached { control } => {
                 log::info!("TPM {version} of the swtpm on {}", control.display());
-                helper = server.socket.map(|_| start(None)).transpose()?;
+                helper = (!server.sockets.is_empty()).then(|| start(None)).transpose()?;
                 Box::new(Swtpm::new(SwtpmConfig { version, place: Place::Attach { control } }))
             }
             Self::SwtpmOwned { program, arguments, state_dir } => {

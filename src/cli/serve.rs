@@ -244,7 +244,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let surroundings = Surroundings {
         log: &config.log,
         sandbox: &config.sandbox,
-        socket: config.endpoint.path(),
+        sockets: config.endpoint.path().into_iter().collect(),
         interrupt: signals.as_fd(),
     };
     let OpenBackend { backend, helper } = config.backend.open(version, &surroundings)?;

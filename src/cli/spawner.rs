@@ -17,9 +17,9 @@ pub(super) struct SpawnerArgs {
     #[command(flatten)]
     log: LogArgs,
 
-    /// The server's socket, whose file it may remove
+    /// A socket of the server's, whose file it may remove
     #[arg(long)]
-    socket_path: Option<PathBuf>,
+    socket_path: Vec<PathBuf>,
 
     /// The program that it may start, and its arguments
     #[arg(last = true)]
@@ -32,7 +32,8 @@ pub(super) fn run(args: SpawnerArgs) -> anyhow::Result<()> {
     args.log.start()?;
     let mut command = args.command.into_iter();
     let program = command.next().map(|path| Program { path: path.into(), arguments: command.collect() });
-    let remove = args.socket_path.map(|path| move |device, inode| remove_socket(&path, (device, inode)));
-    let remover = remove.as_ref().map(|remove| remove as Remover<'_>);
+    let paths = args.socket_path;
+    let remove = |device, inode| paths.iter().try_for_each(|path| remove_socket(path, (device, inode)));
+    let remover = (!paths.is_empty()).then_some(&remove as Remover<'_>);
     Ok(run_spawner(std::io::stdin().as_fd(), program.as_ref(), remover)?)
 }

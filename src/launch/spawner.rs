@@ -4,12 +4,12 @@
 //! whoever takes the server over. The spawner never sees a byte of a client's. It knows the one program that it may start
 //! from its own command line; the server can only ask for it, and end what it has asked for.
 //!
-//! It also removes the file of the server's socket, which a server that reaches no files cannot.
+//! It also removes the files of the server's sockets, which a server that reaches no files cannot.
 //!
 //! One message of a `SOCK_SEQPACKET` pair asks for a process. With it come two descriptors, the process's standard input
 //! and a control socket. On the control socket comes, once, how the process ended, or why it could not be started;
 //! closing it, or its writing half, kills the process. Another message, with a device's and an inode's number, asks to
-//! remove the socket's file if it is that one; the answer is an empty text (a zero byte), or why it could not be done.
+//! remove the file of whichever socket that is; the answer is an empty text (a zero byte), or why it could not be done.
 
 use std::io;
 use std::mem;
@@ -49,8 +49,8 @@ pub struct SpawnerConfig {
     pub spawner: Program,
     /// The program that it may start, if there is to be one.
     pub program: Option<Program>,
-    /// The socket whose file it may remove, if there is to be one: an absolute path.
-    pub socket: Option<PathBuf>,
+    /// The sockets whose files it may remove: absolute paths.
+    pub sockets: Vec<PathBuf>,
 }
 
 /// A spawner process. It and all that it started end when the last clone of this goes.
@@ -63,8 +63,8 @@ impl Spawner {
     /// # Errors
     /// Those of starting a process.
     pub fn start(config: SpawnerConfig) -> io::Result<Self> {
-        let SpawnerConfig { mut spawner, program, socket: file } = config;
-        if let Some(file) = file {
+        let SpawnerConfig { mut spawner, program, sockets: files } = config;
+        for file in files {
             spawner.arguments.extend(["--socket-path".into(), file.into()]);
         }
         if let Some(program) = program {
@@ -86,7 +86,7 @@ impl Spawner {
         Self(Arc::new(socket))
     }
 
-    /// Has the socket's file removed, if it is the one with these numbers, and waits until that is done.
+    /// Has the file of a socket removed, if one of them has these numbers, and waits until that is done.
     ///
     /// # Errors
     /// Why it is not done, as far as is known.
