@@ -5,6 +5,7 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -17,13 +18,14 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
 use vfio_user_tpm::backend::worker::worker_program;
+use vfio_user_tpm::control::ControlSocket;
 use vfio_user_tpm::device::{DEVICE_ID, DeviceOptions, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::{Engine, Wakeup};
 use vfio_user_tpm::frontend::Registers;
 use vfio_user_tpm::frontend::tis::{self, TisConfig};
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
 use vfio_user_tpm::tpm::TpmVersion;
-use vfio_user_tpm::vfio_user::{DEVICE_TOKEN, Listener, Server};
+use vfio_user_tpm::vfio_user::{Connections, DEVICE_TOKEN, Listener, Server};
 
 /// The system's allocator, which counts what the server's thread asks of it.
 struct Counting;
@@ -70,7 +72,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 /// Serves a TPM, in a thread whose allocations count.
-fn serve(listener: Listener) {
+fn serve(listener: Listener, control: Listener) {
     COUNTED.set(true);
     let signals = SignalFd::with_flags(&SigSet::from_iter([Signal::SIGTERM]), SfdFlags::SFD_CLOEXEC).unwrap();
     let server = Server::new(listener).unwrap();
@@ -93,7 +95,10 @@ fn serve(listener: Listener) {
         engine,
         DeviceOptions::default(),
     );
-    server.run(&mut device, &signals).unwrap();
+    let visitors = server.visitors(control).unwrap();
+    let answer = Box::new(|_: &str, _: &TpmDevice, _: &Connections| None);
+    let mut control = ControlSocket::new(visitors, server.registry().unwrap(), answer).unwrap();
+    server.run_attended(&mut device, &mut control, &signals).unwrap();
 }
 
 /// What a driver does between commands and within one.
@@ -121,8 +126,12 @@ fn register_accesses_allocate_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     let listener = Listener::bind(&path).unwrap();
+    let control_path = folder.path().join("control");
+    let control = Listener::bind(&control_path).unwrap();
     SigSet::from_iter([Signal::SIGTERM]).thread_block().unwrap();
-    let server = thread::spawn(move || serve(listener));
+    let server = thread::spawn(move || serve(listener, control));
+    // Somebody who is about to ask something changes nothing.
+    let _visitor = UnixStream::connect(control_path).unwrap();
 
     let mut tis = Tis::new(RawClient::connect(&path));
     // The start of the TPM behind the registers is over when it has answered.

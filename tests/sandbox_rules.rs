@@ -23,6 +23,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getuid};
 use tempfile::TempDir;
+use vfio_user_tpm::control::ask;
 use vfio_user_tpm::sandbox::{Call, SERVER_CALLS, SERVER_CALLS_TO_ATTACH, WORKER_CALLS};
 use vfio_user_tpm::tpm::TpmVersion;
 
@@ -140,12 +141,16 @@ fn with_state() -> (BTreeSet<String>, BTreeSet<String>) {
         argument("--rollback-anchor", "anchor"),
         argument("--trace-pcap", "trace"),
         format!("--allow-uid={}", getuid()).into(),
+        argument("--control", "control"),
         "--log-level=debug".into(),
     ];
     let mut watched = Watched::start(&args);
     let mut tis = watched.guest();
     interrupt(&mut tis);
     ok(&mut tis, &nv_define(NV, 4));
+    for resource in ["/status", "/metrics", "/health"] {
+        assert_eq!(ask(&folder.path().join("control"), resource).unwrap().status, 200);
+    }
     ok(&mut tis, &nv_write(NV, b"kept"));
     ok(&mut tis, &create_primary_ecc());
     tis.begin(&create_primary_rsa(2048, 1));

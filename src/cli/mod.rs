@@ -19,6 +19,7 @@ mod serve;
 mod signals;
 mod spawner;
 mod state;
+mod status;
 mod trace_args;
 mod worker;
 
@@ -50,6 +51,7 @@ enum Command {
     Run(run::RunArgs),
     Describe(describe::DescribeArgs),
     State(state::StateArgs),
+    Status(status::StatusArgs),
     #[command(hide = true)]
     Launch(run::LaunchArgs),
     #[command(hide = true)]
@@ -74,6 +76,7 @@ pub fn main() -> ExitCode {
         Some(Command::Launch(args)) => run::launch(&args),
         Some(Command::Describe(args)) => describe::run(args).map(|()| ExitCode::SUCCESS),
         Some(Command::State(args)) => state::run(args),
+        Some(Command::Status(args)) => Ok(status::run(&args)),
         Some(Command::Spawner(args)) => spawner::run(args).map(|()| ExitCode::SUCCESS),
         Some(Command::Worker(args)) => worker::run(&args).map(|()| ExitCode::SUCCESS),
     };

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
@@ -20,12 +21,15 @@ use super::sandbox_args::{SandboxArgs, UserArgs};
 use super::trace_args::TraceArgs;
 use super::{activation, inherited, ready, signals};
 use crate::acpi::TpmDevice as DeviceDescription;
+use crate::control::ControlSocket;
 use crate::description::Description;
 use crate::device::{DeviceOptions, TpmDevice};
 use crate::engine::{Engine, Wakeup};
+use crate::launch::Spawner;
 use crate::platform::{Platform, StartupPolicy};
 use crate::sandbox::{self, Grant, NewUser, SERVER_CALLS, SERVER_CALLS_TO_ATTACH};
-use crate::vfio_user::{DEVICE_TOKEN, Listener, Server, SocketClaim, SocketRights};
+use crate::status::{self, About};
+use crate::vfio_user::{Attendant, DEVICE_TOKEN, Listener, Server, SocketClaim, SocketRights, Visitors};
 
 /// Descriptors that may be open, if the system allows as many: those that clients have sent and that are not closed yet are
 /// the most.
@@ -80,6 +84,11 @@ pub(super) struct TpmArgs {
 
     #[command(flatten)]
     latency: LatencyArgs,
+
+    /// UNIX socket on which this user and root can ask how the TPM is (see `status`). One on which nobody listens any more
+    /// is replaced
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
 
     #[command(flatten)]
     pub(super) sandbox: SandboxArgs,
@@ -138,6 +147,7 @@ struct Config {
     reset_on_connect: bool,
     obey_parent_only: bool,
     latency: LatencyArgs,
+    control: Option<PathBuf>,
     sandbox: SandboxArgs,
     trace: TraceArgs,
     user: Option<NewUser>,
@@ -162,6 +172,9 @@ impl TryFrom<ServeArgs> for Config {
         };
         if args.backend.keys().descriptor().is_some() && args.backend.keys().descriptor() == socket.fd {
             bail!("--fd and --key-fd are the same descriptor");
+        }
+        if args.control.is_some() && args.control.as_deref() == endpoint.path() {
+            bail!("--control and --socket-path are the same: choose another path for one of them");
         }
         let description = match (description, &endpoint) {
             (None, _) => None,
@@ -195,6 +208,7 @@ impl TryFrom<ServeArgs> for Config {
             reset_on_connect,
             obey_parent_only,
             latency: args.latency,
+            control: args.control,
             sandbox: args.sandbox,
             trace: args.trace,
             user,
@@ -222,6 +236,7 @@ impl TpmArgs {
 }
 
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let begun = (SystemTime::now(), Instant::now());
     let config = Config::try_from(args)?;
     config.log.start()?;
     let confinement = config.sandbox.confinement();
@@ -244,10 +259,12 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let surroundings = Surroundings {
         log: &config.log,
         sandbox: &config.sandbox,
-        sockets: config.endpoint.path().into_iter().collect(),
+        sockets: [config.endpoint.path(), config.control.as_deref()].into_iter().flatten().collect(),
         interrupt: signals.as_fd(),
     };
+    let source = config.backend.source();
     let OpenBackend { backend, helper } = config.backend.open(version, &surroundings)?;
+    let control = config.control.as_deref().map(|path| control_listener(path, helper.as_ref())).transpose()?;
     let listener = match &config.endpoint {
         Endpoint::Path(path) => {
             // What is in the way of serving comes to light before anything is written; and who can connect finds the
@@ -265,20 +282,25 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         Some(users) => listener.allow_only(users)?,
         None => listener,
     };
-    let listener = match helper {
-        Some(helper) => listener.removed_by(move |device, inode| helper.remove_socket(device, inode)),
-        None => listener,
-    };
+    let listener = removed_by(listener, helper.as_ref());
     let starter = ready::Starter::find();
     let granted: Vec<_> = attached.iter().filter_map(|socket| socket.parent()).map(Grant::SocketsIn).collect();
     confinement.give_up_descriptors()?;
     // The server's threads take it over.
     let files = confinement.restrict_files(&granted)?;
     let mut server = Server::new(listener)?;
+    let visitors = control.map(|control| server.visitors(control)).transpose()?;
     server.busy_poll(config.latency.busy_poll());
     if config.obey_parent_only {
         server.obey_parent_only();
     }
+    let about = About {
+        program_version: env!("CARGO_PKG_VERSION").to_owned(),
+        source,
+        interface: config.device.interface(),
+        started: begun,
+    };
+    let mut attendant = attendant(visitors, &server, about)?;
     let wakeup = Wakeup { registry: server.registry()?, token: DEVICE_TOKEN };
 
     match &config.endpoint {
@@ -295,12 +317,38 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let calls =
         confinement.restrict_calls(&[SERVER_CALLS, attached.as_ref().map_or(&[], |_| SERVER_CALLS_TO_ATTACH)])?;
     sandbox::warn_of_missing(files, calls);
-    server.run(&mut device, &signals)?;
+    server.run_attended(&mut device, &mut *attendant, &signals)?;
     match device.stop_failure() {
         None => log::info!("ended"),
         Some(reason) => bail!("the TPM was not stopped in order, and its last change may be lost: {reason}"),
     }
     Ok(())
+}
+
+/// The socket of `--control`, for this user and for root, who could connect as this user anyway.
+fn control_listener(path: &Path, helper: Option<&Spawner>) -> anyhow::Result<Listener> {
+    let listener = SocketClaim::new(path)?.listen()?.allow_only(vec![Uid::effective(), Uid::from_raw(0)])?;
+    Ok(removed_by(listener, helper))
+}
+
+/// The confined server reaches no file: its sockets are removed by its helper.
+fn removed_by(listener: Listener, helper: Option<&Spawner>) -> Listener {
+    match helper.cloned() {
+        Some(helper) => listener.removed_by(move |device, inode| helper.remove_socket(device, inode)),
+        None => listener,
+    }
+}
+
+/// Who answers on the control socket.
+fn attendant(
+    visitors: Option<Visitors>,
+    server: &Server,
+    about: About,
+) -> anyhow::Result<Box<dyn Attendant<TpmDevice>>> {
+    let Some(visitors) = visitors else { return Ok(Box::new(())) };
+    let answer =
+        move |path: &str, device: &TpmDevice, connections: &_| status::answer(&about, path, device, connections);
+    Ok(Box::new(ControlSocket::new(visitors, server.registry()?, Box::new(answer))?))
 }
 
 #[cfg(test)]
@@ -365,6 +413,13 @@ mod tests {
     fn a_description_needs_a_path_to_connect_to() {
         let error = config(&["--fd=3", "--description=/tmp/d"]).unwrap_err().to_string();
         assert!(error.contains("--socket-path"), "{error}");
+    }
+
+    #[test]
+    fn questions_are_answered_elsewhere_than_clients() {
+        assert_eq!(config(&["--fd=3", "--control=/c"]).unwrap().control, Some("/c".into()));
+        let error = config(&["--socket-path=/s", "--control=/s"]).unwrap_err().to_string();
+        assert!(error.contains("another path"), "{error}");
     }
 
     #[test]

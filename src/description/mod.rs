@@ -47,6 +47,18 @@ pub enum Source {
     Host,
 }
 
+impl Source {
+    /// The name that the server's `--backend` has for it.
+    #[must_use]
+    pub const fn backend(self) -> &'static str {
+        match self {
+            Self::Ephemeral | Self::Embedded => "embedded",
+            Self::SwtpmAttached | Self::SwtpmOwned => "swtpm",
+            Self::Host => "passthrough",
+        }
+    }
+}
+
 /// A device that can be described: its socket has a path that JSON can hold.
 ///
 /// All paths that are made of this begin with the folder in which the description's files are or will be; a relative

@@ -140,7 +140,7 @@ pub(super) fn render(description: &Description, folder: &str, arguments: Argumen
         tpm: Tpm {
             version: device.version().to_string(),
             interface: device.interface().name(),
-            backend: backend(*source),
+            backend: source.backend(),
         },
         state: mobility(*source),
         reset: reset(*source),
@@ -165,15 +165,6 @@ pub(super) fn render(description: &Description, folder: &str, arguments: Argumen
         },
         arguments,
     }))
-}
-
-/// By the name that the server's `--backend` has for it.
-const fn backend(source: Source) -> &'static str {
-    match source {
-        Source::Ephemeral | Source::Embedded => "embedded",
-        Source::SwtpmAttached | Source::SwtpmOwned => "swtpm",
-        Source::Host => "passthrough",
-    }
 }
 
 const fn mobility(source: Source) -> StateMobility {

@@ -19,13 +19,13 @@ pub const CALLS: &[Call] = &[
     // Clients, and what they send. A register access takes the first three, and the fourth while the loop stays awake for the next one.
     #[cfg(target_arch = "x86_64")]
     call!(SYS_epoll_wait, "the event loop"),
-    call!(SYS_recvmsg, "messages of clients with their descriptors"),
-    call!(SYS_sendto, "replies"),
+    call!(SYS_recvmsg, "messages of clients with their descriptors, questions"),
+    call!(SYS_sendto, "replies, also to questions on the control socket"),
     call!(SYS_sched_yield, "between two looks for the next access"),
     call!(SYS_epoll_pwait, "the event loop").unseen(SIBLING),
     call!(SYS_epoll_ctl, "what the event loop waits for"),
-    call!(SYS_accept4, "clients"),
-    call!(SYS_getsockopt, "whose process a client is (--allow-uid)"),
+    call!(SYS_accept4, "clients, and those who ask"),
+    call!(SYS_getsockopt, "whose process a client is, or who asks"),
     call!(SYS_shutdown, "ends connections, and the processes that the spawner has started"),
     call!(SYS_close, "descriptors of clients"),
     #[cfg(target_arch = "x86_64")]
