@@ -7,8 +7,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use common::raw_client::{NO_REPLY, REGION_WRITE, RawClient, access};
 use common::signal_thread;
@@ -19,18 +21,22 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
 use vfio_user_tpm::backend::worker::worker_program;
 use vfio_user_tpm::control::ControlSocket;
+use vfio_user_tpm::counters::CommandCounters;
 use vfio_user_tpm::device::{DEVICE_ID, DeviceOptions, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::{Engine, Wakeup};
 use vfio_user_tpm::frontend::Registers;
 use vfio_user_tpm::frontend::tis::{self, TisConfig};
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
-use vfio_user_tpm::tpm::TpmVersion;
+use vfio_user_tpm::tpm::{Fault, TpmVersion, fault_response};
 use vfio_user_tpm::vfio_user::{Connections, DEVICE_TOKEN, Listener, Server};
 
 /// The system's allocator, which counts what the server's thread asks of it.
 struct Counting;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// One test counts at a time.
+static TURN: Mutex<()> = Mutex::new(());
 
 thread_local! {
     static COUNTED: Cell<bool> = const { Cell::new(false) };
@@ -123,6 +129,7 @@ fn accesses(tis: &mut Tis) {
 
 #[test]
 fn register_accesses_allocate_nothing() {
+    let _turn = TURN.lock().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     let listener = Listener::bind(&path).unwrap();
@@ -149,4 +156,23 @@ fn register_accesses_allocate_nothing() {
     drop(tis);
     signal_thread(&server, Signal::SIGTERM);
     server.join().unwrap();
+}
+
+#[test]
+fn counting_a_command_allocates_nothing() {
+    let _turn = TURN.lock().unwrap();
+    let mut counters = CommandCounters::new(TpmVersion::V2_0);
+    let response = fault_response(TpmVersion::V2_0, Fault::Failure);
+    let (known, unknown) = (get_random(8), [0xff; 12]);
+    COUNTED.set(true);
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    for command in [&known[..], &unknown, &[]] {
+        counters.begin(command, Instant::now());
+        counters.end(&response, Instant::now());
+        counters.begin(command, Instant::now());
+        counters.abandon();
+    }
+    assert_eq!(ALLOCATIONS.load(Ordering::SeqCst) - before, 0);
+    COUNTED.set(false);
+    assert_eq!((counters.latency().count_of_all(), counters.abandoned()), (3, 3));
 }
