@@ -239,7 +239,8 @@ fn is_listening(socket: &Path) -> bool {
     })
 }
 
-fn children(of: Pid) -> Vec<Pid> {
+/// The processes that this one has started.
+pub(crate) fn children(of: Pid) -> Vec<Pid> {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{of}/task")) else { return Vec::new() };
     let children = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());
     children
