@@ -82,11 +82,12 @@ impl Started {
                 log::debug!("process {} started: {}", child.id(), program.path.display());
                 Ok(Self { child, pidfd, end: None })
             }
-            // Linux before 5.3, or no descriptor left.
             Err(errno) => {
                 let _ = child.kill();
                 let _ = child.wait();
-                Err(errno.into())
+                // Or no descriptor is left.
+                let needs = "Linux 5.3, and in a container a seccomp profile that allows it";
+                Err(io::Error::new(io::Error::from(errno).kind(), format!("pidfd_open: {errno}; it needs {needs}")))
             }
         }
     }

@@ -64,7 +64,7 @@ pub enum InForce {
     Yes,
     /// Nobody asked for it.
     Unwanted,
-    /// This kernel does not know it.
+    /// This kernel does not know it, or whoever started this program forbids it.
     Unsupported,
 }
 
@@ -132,7 +132,7 @@ impl Confinement {
     }
 }
 
-/// Says in one line what this kernel cannot do.
+/// Says in one line what is not in force although it was wanted.
 pub fn warn_of_missing(files: InForce, calls: InForce) {
     let missing: Vec<_> = [("Landlock", files), ("seccomp filters", calls)]
         .into_iter()
@@ -140,8 +140,8 @@ pub fn warn_of_missing(files: InForce, calls: InForce) {
         .collect();
     if !missing.is_empty() {
         log::warn!(
-            "this kernel has no {}: this program is confined by the rest only. With --sandbox this can be chosen, and is no \
-             warning then",
+            "this kernel has no {}, or a container's seccomp profile forbids it: this program is confined by the rest only. \
+             With --sandbox this can be chosen, and is no warning then",
             missing.join(" and no ")
         );
     }
