@@ -112,9 +112,12 @@ fn a_debian_package_has_only_files_of_root_that_nobody_else_can_change() {
         assert_eq!(fields[1], "root/root", "{line}");
         assert!(["drwxr-xr-x", "-rwxr-xr-x", "-rw-r--r--"].contains(&fields[0]), "{line}");
     }
-    for path in
-        ["usr/bin/vfio-user-tpm", "usr/share/doc/vfio-user-tpm/copyright", "usr/share/doc/vfio-user-tpm/NOTICES"]
-    {
+    for path in [
+        "etc/needrestart/conf.d/vfio-user-tpm.conf",
+        "usr/bin/vfio-user-tpm",
+        "usr/share/doc/vfio-user-tpm/copyright",
+        "usr/share/doc/vfio-user-tpm/NOTICES",
+    ] {
         assert!(contents.lines().any(|line| line.ends_with(&format!(" ./{path}"))), "{path} is missing: {contents}");
     }
 }
