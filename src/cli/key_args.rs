@@ -39,6 +39,16 @@ impl KeyArgs {
         flags.into_iter().find_map(|(given, flag)| given.then_some(flag))
     }
 
+    /// The file with the key, if it is one.
+    pub(super) fn file(&self) -> Option<&Path> {
+        self.key_file.as_deref()
+    }
+
+    /// The rollback anchor.
+    pub(super) fn anchor(&self) -> Option<&Path> {
+        self.rollback_anchor.as_deref()
+    }
+
     /// Whether there is to be a rollback anchor.
     pub(super) fn has_anchor(&self) -> bool {
         self.rollback_anchor.is_some()

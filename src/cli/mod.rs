@@ -7,6 +7,7 @@ mod capabilities;
 mod config_file;
 mod describe;
 mod device_args;
+mod doctor;
 mod inherited;
 mod key_args;
 mod latency_args;
@@ -52,6 +53,7 @@ enum Command {
     Describe(describe::DescribeArgs),
     State(state::StateArgs),
     Status(status::StatusArgs),
+    Doctor(doctor::DoctorArgs),
     #[command(hide = true)]
     Launch(run::LaunchArgs),
     #[command(hide = true)]
@@ -77,6 +79,7 @@ pub fn main() -> ExitCode {
         Some(Command::Describe(args)) => describe::run(args).map(|()| ExitCode::SUCCESS),
         Some(Command::State(args)) => state::run(args),
         Some(Command::Status(args)) => Ok(status::run(&args)),
+        Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Spawner(args)) => spawner::run(args).map(|()| ExitCode::SUCCESS),
         Some(Command::Worker(args)) => worker::run(&args).map(|()| ExitCode::SUCCESS),
     };

@@ -33,7 +33,7 @@ use crate::vfio_user::{Attendant, DEVICE_TOKEN, Listener, Server, SocketClaim, S
 
 /// Descriptors that may be open, if the system allows as many: those that clients have sent and that are not closed yet are
 /// the most.
-const MAX_OPEN: u64 = 1024;
+pub(super) const MAX_OPEN: u64 = 1024;
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {

@@ -20,7 +20,7 @@ mod server_calls;
 mod worker_calls;
 
 pub use calls::Call;
-pub use files::Grant;
+pub use files::{Grant, Landlock, landlock};
 pub use inherited::close_inherited;
 pub use process::{NewUser, UserError, forbid_inspection};
 pub use server_calls::{CALLS as SERVER_CALLS, TO_ATTACH as SERVER_CALLS_TO_ATTACH};

@@ -20,8 +20,10 @@ use super::{Anchor, Blob, Contents, Key, StateError, StateFile, every_blob};
 use crate::tpm::TpmVersion;
 
 mod install;
+mod view;
 
 pub use install::check_together;
+pub use view::StateView;
 
 const LOCK: &str = "lock";
 

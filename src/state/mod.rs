@@ -18,7 +18,7 @@ pub mod swtpm;
 pub use anchor::Anchor;
 pub use contents::{Contents, StoredBlob};
 pub use error::StateError;
-pub use folder::{MAKING, StateFolder, check_together};
+pub use folder::{MAKING, StateFolder, StateView, check_together};
 pub use key::{GIVEN_SIZE, Key, KeyError, MASTER_SIZE};
 pub use state_file::StateFile;
 

@@ -25,6 +25,7 @@ mod region_info;
 mod rights;
 mod server;
 mod session;
+mod socket_path;
 mod version;
 mod visitors;
 mod wire;
@@ -36,4 +37,5 @@ pub use device::{
 pub use listener::{Listener, ListenerError, SocketClaim, remove_socket};
 pub use rights::SocketRights;
 pub use server::{DEVICE_TOKEN, Server, ServerError};
+pub use socket_path::{AtPath, look_at};
 pub use visitors::{Visitor, Visitors};

@@ -39,6 +39,15 @@ thread_local! {
 
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
+/// The version of the library that this program runs with: major, minor, micro.
+#[must_use]
+pub fn library_version() -> (u8, u8, u8) {
+    // SAFETY: gives a number, at any time and on any thread.
+    let version = unsafe { ffi::TPMLIB_GetVersion() };
+    let [_, major, minor, micro] = version.to_be_bytes();
+    (major, minor, micro)
+}
+
 /// The TPM of this process.
 pub(super) struct Tpm {
     powered: bool,

@@ -26,6 +26,7 @@ pub mod profile;
 pub use device::DeviceTpm;
 pub(crate) use device::open_path_descriptor;
 pub use holding::{FileNumbers, Holding};
+pub use libtpms::library_version;
 pub use process::{WorkerError, run};
 
 /// The hidden subcommand that makes this program a worker.

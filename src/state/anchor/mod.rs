@@ -107,6 +107,17 @@ impl Anchor {
         }
     }
 
+    /// Opens an anchor that is there for looking only, without locking it. It must not be written to.
+    ///
+    /// # Errors
+    /// [`AnchorError::Open`].
+    pub(super) fn view(path: &Path) -> Result<Self, AnchorError> {
+        let failed = |reason| AnchorError::Open { path: path.to_owned(), reason };
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+        let is_file = file.metadata().map_err(failed)?.is_file();
+        if is_file { Ok(Self(file)) } else { Err(failed(io::Error::other("it is not a regular file"))) }
+    }
+
     /// An anchor that another process opened and locked, from a copy of its descriptor.
     #[must_use]
     pub fn shared(descriptor: OwnedFd) -> Self {

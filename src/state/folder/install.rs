@@ -15,7 +15,7 @@ use crate::state::file::{self, Identity, Label};
 use crate::state::{Contents, Key, StateError, StateFile, every_blob};
 
 /// The file whose appearance makes the new state the state: a line for each file name, and the last line.
-const REPLACING: &str = "replacing";
+pub(super) const REPLACING: &str = "replacing";
 
 const LAST_LINE: &str = "that is all";
 
