@@ -12,6 +12,7 @@ pub(crate) fn kit() -> &'static Path {
 }
 
 /// As [`kit`], for guests on 64-bit ARM.
+#[allow(dead_code)] // one test's
 pub(crate) fn kit_arm64() -> &'static Path {
     static KIT: OnceLock<PathBuf> = OnceLock::new();
     KIT.get_or_init(|| build("tests/guest/kit-arm64", "guest-kit-arm64", "GUEST_KIT_ARM64"))
