@@ -12,6 +12,7 @@ mod inherited;
 mod key_args;
 mod latency_args;
 mod log_args;
+mod manual;
 mod ready;
 mod register_args;
 mod run;
@@ -60,6 +61,10 @@ enum Command {
     Spawner(spawner::SpawnerArgs),
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
+    #[command(hide = true)]
+    Manual(manual::ManualArgs),
+    #[command(hide = true)]
+    Completions(manual::CompletionsArgs),
 }
 
 /// Runs the program with the arguments of this process.
@@ -82,6 +87,8 @@ pub fn main() -> ExitCode {
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Spawner(args)) => spawner::run(args).map(|()| ExitCode::SUCCESS),
         Some(Command::Worker(args)) => worker::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Manual(args)) => manual::manual(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Completions(args)) => manual::completions(&args).map(|()| ExitCode::SUCCESS),
     };
     let code = result.unwrap_or_else(|error| {
         log_args::tell_failure(&error);
