@@ -92,6 +92,19 @@ impl Buildah {
         [words("Entrypoint"), words("Cmd")].concat()
     }
 
+    /// Runs the image's health check beside a container, as in it; returns its exit status.
+    fn check_health(&self, sockets: &Path) -> Option<i32> {
+        let config = &self.inspect()["Docker"]["config"];
+        let check = serde_json::from_value::<Vec<String>>(config["Healthcheck"]["Test"].clone()).unwrap();
+        assert_eq!(check[0], "CMD", "there is no shell in the image");
+        let (name, _) = self.container();
+        let command = self.command();
+        let mut buildah = Command::new(&command[0]);
+        buildah.args(&command[1..]).args(["run", "--isolation=chroot", "--cap-drop=all"]);
+        buildah.arg(format!("--volume={}:{SOCKETS}", sockets.display())).args([&name, "--"]).args(&check[1..]);
+        buildah.env("TMPDIR", self.path("tmp")).output().unwrap().status.code()
+    }
+
     /// A new container, and the folder with its files. What buildah itself mounts has to have a place there.
     fn container(&self) -> (String, PathBuf) {
         let name = self.run(&["from", "--pull-never", "tested"]);
@@ -249,8 +262,10 @@ fn a_guest_outside_uses_the_tpm_of_a_container_and_finds_it_again_in_the_next() 
     let boot = || Guest::boot(&GuestConfig { qemu_args: qemu_args(&sockets), ..GuestConfig::default() });
     let mut guest = boot();
     Tpm::V2_0.write_nv(&mut guest, "kept outside");
+    assert_eq!(buildah.check_health(&sockets), Some(0), "healthy");
     guest.quit();
     container.stop();
+    assert_ne!(buildah.check_health(&sockets), Some(0), "nobody answers");
     assert!(!socket.exists(), "the server removes its socket");
 
     let container = Container::start(&buildah, &sockets, &states);

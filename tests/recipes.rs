@@ -157,6 +157,23 @@ fn the_program_takes_the_flags_that_it_is_given() {
     }
 }
 
+/// A VM is started when its TPM is up. A TPM that has failed may come back; a server that was started anew does not.
+#[test]
+fn the_tpm_is_asked_how_it_is_and_not_ended_for_it() {
+    for (file, pod) in pods() {
+        let tpm = container(&pod, "tpm");
+        assert_eq!(tpm["restartPolicy"], "Always", "{file}: a sidecar");
+        assert!(tpm["livenessProbe"].is_null(), "{file}");
+        let control = texts(&tpm["args"]).into_iter().find(|arg| arg.starts_with("--control=")).unwrap();
+        for probe in ["startupProbe", "readinessProbe"] {
+            let command = texts(&tpm[probe]["exec"]["command"]);
+            assert!(command[0].ends_with(PROGRAM) && command.contains(&control), "{file}: {command:?}");
+            vfio_user_tpm::cli::check(command.into_iter().map(Into::into))
+                .unwrap_or_else(|error| panic!("{file}: {error}"));
+        }
+    }
+}
+
 /// What `describe` prints for a socket and a folder, and the slot on the root bus.
 fn described(socket: &str, folder: &str, slot: &str, format: &str) -> String {
     // The files are written as well, so the folder has to be one that can be made.
