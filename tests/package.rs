@@ -115,8 +115,15 @@ fn a_debian_package_has_only_files_of_root_that_nobody_else_can_change() {
     for path in [
         "etc/needrestart/conf.d/vfio-user-tpm.conf",
         "usr/bin/vfio-user-tpm",
+        "usr/lib/systemd/system/vfio-user-tpm@.service",
+        "usr/lib/systemd/system/vfio-user-tpm@.socket",
+        "usr/share/bash-completion/completions/vfio-user-tpm",
         "usr/share/doc/vfio-user-tpm/copyright",
         "usr/share/doc/vfio-user-tpm/NOTICES",
+        "usr/share/fish/vendor_completions.d/vfio-user-tpm.fish",
+        "usr/share/man/man1/vfio-user-tpm.1.gz",
+        "usr/share/vfio-user/50-vfio-user-tpm.json",
+        "usr/share/zsh/vendor-completions/_vfio-user-tpm",
     ] {
         assert!(contents.lines().any(|line| line.ends_with(&format!(" ./{path}"))), "{path} is missing: {contents}");
     }
@@ -150,8 +157,13 @@ fn a_tarball_works_wherever_it_is_unpacked() {
     );
     let version = printed(Command::new(folder.path().join("bin/vfio-user-tpm")).arg("--version"));
     assert_eq!(version.trim(), concat!("vfio-user-tpm ", env!("CARGO_PKG_VERSION")));
-    for file in ["LICENSE-APACHE", "LICENSE-MIT", "share/doc/vfio-user-tpm/README.md"] {
+    for file in ["LICENSE-APACHE", "LICENSE-MIT", "share/doc/vfio-user-tpm/README.md", "share/man/man1/vfio-user-tpm.1"]
+    {
         assert!(folder.path().join(file).is_file(), "{file}");
+    }
+    for file in ["lib/systemd/system/vfio-user-tpm@.service", "share/vfio-user/50-vfio-user-tpm.json"] {
+        let text = fs::read_to_string(folder.path().join(file)).unwrap();
+        assert!(text.contains("/usr/local/bin/vfio-user-tpm") && !text.contains("/usr/bin/"), "{file}: {text}");
     }
 }
 
