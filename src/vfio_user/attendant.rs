@@ -7,6 +7,8 @@ use std::time::Instant;
 use mio::Token;
 use nix::sys::socket::{getsockopt, sockopt};
 
+use super::device::Device;
+
 /// The first token that an attendant may register its sources with, in [`super::Server::registry`].
 pub const ATTENDANT_TOKEN: Token = Token(1024);
 
@@ -31,6 +33,39 @@ impl<D: ?Sized> Attendant<D> for () {
     }
 
     fn expire(&mut self, _now: Instant, _device: &D, _connections: &Connections) {}
+}
+
+/// A device and its attendant, whichever they are: so the loop is not made for each kind of device.
+pub(super) trait Attended {
+    /// The device.
+    fn device(&mut self) -> &mut dyn Device;
+
+    /// [`Attendant::ready`].
+    fn ready(&mut self, token: Token, connections: &Connections);
+
+    /// [`Attendant::deadline`].
+    fn deadline(&self) -> Option<Instant>;
+
+    /// [`Attendant::expire`].
+    fn expire(&mut self, now: Instant, connections: &Connections);
+}
+
+impl<D: Device> Attended for (&mut D, &mut dyn Attendant<D>) {
+    fn device(&mut self) -> &mut dyn Device {
+        self.0
+    }
+
+    fn ready(&mut self, token: Token, connections: &Connections) {
+        self.1.ready(token, self.0, connections);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.1.deadline()
+    }
+
+    fn expire(&mut self, now: Instant, connections: &Connections) {
+        self.1.expire(now, self.0, connections);
+    }
 }
 
 /// The server's clients so far.

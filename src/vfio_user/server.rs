@@ -16,7 +16,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::signalfd::SignalFd;
 use thiserror::Error;
 
-use super::attendant::{ATTENDANT_TOKEN, Attendant, Connected, Connections, Peer};
+use super::attendant::{ATTENDANT_TOKEN, Attendant, Attended, Connected, Connections, Peer};
 use super::busy_poll::BusyPoll;
 use super::client::{Client, Farewell, Waiting};
 use super::closer::Closer;
@@ -202,19 +202,17 @@ impl Server {
             .map_err(ServerError::Signals)?;
         self.watch(signals.as_fd().as_raw_fd(), SIGNALS, Interest::READABLE).map_err(ServerError::Poll)?;
 
-        let result = self.serve(device, attendant, signals);
-        self.disconnect(device);
+        let mut attended = (device, attendant);
+        let result = self.serve(&mut attended, signals);
+        self.disconnect(attended.0);
         result
     }
 
-    fn serve<D: Device>(
-        &mut self,
-        device: &mut D,
-        attendant: &mut dyn Attendant<D>,
-        signals: &SignalFd,
-    ) -> Result<(), ServerError> {
+    fn serve(&mut self, attended: &mut dyn Attended, signals: &SignalFd) -> Result<(), ServerError> {
         let mut events = Events::with_capacity(64);
         loop {
+            let deadline = attended.deadline();
+            let device = attended.device();
             if let Some(failure) = device.take_failure().filter(|_| self.failure.is_none()) {
                 self.failure = Some(failure);
                 self.stop(device);
@@ -226,7 +224,7 @@ impl Server {
             if self.stopping && device.stopped() {
                 return self.failure.take().map_or(Ok(()), |failure| Err(ServerError::Device(failure)));
             }
-            self.wait(&mut events, device, attendant.deadline()).map_err(ServerError::Poll)?;
+            self.wait(&mut events, device, deadline).map_err(ServerError::Poll)?;
 
             let mut due =
                 Due { woken: device.deadline().is_some_and(|deadline| deadline <= Instant::now()), ..Due::default() };
@@ -251,12 +249,12 @@ impl Server {
             self.accept();
             if is_attended {
                 let tokens = events.iter().map(Event::token).filter(|&token| token >= ATTENDANT_TOKEN);
-                tokens.for_each(|token| attendant.ready(token, device, &self.connections));
+                tokens.for_each(|token| attended.ready(token, &self.connections));
             }
-            if let Some(deadline) = attendant.deadline() {
+            if let Some(deadline) = deadline {
                 let now = Instant::now();
                 if deadline <= now {
-                    attendant.expire(now, device, &self.connections);
+                    attended.expire(now, &self.connections);
                 }
             }
         }
