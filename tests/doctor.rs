@@ -117,7 +117,7 @@ impl Outcome {
         let mut findings: Vec<String> = Vec::new();
         for line in self.out.lines().filter(|line| !line.is_empty()) {
             match findings.last_mut().filter(|_| line.starts_with(' ')) {
-                Some(last) => *last += &format!(" {}", line.trim()),
+                Some(last) => last.extend([" ", line.trim()]),
                 None => findings.push(line.split_whitespace().collect::<Vec<_>>().join(" ")),
             }
         }
@@ -135,7 +135,7 @@ impl Outcome {
     }
 
     #[track_caller]
-    fn is_good(self) -> Self {
+    fn good(self) -> Self {
         assert!(self.status == 0 && self.errors.is_empty() && self.out.contains("\nNo problems"), "{self:#?}");
         self
     }
@@ -144,7 +144,7 @@ impl Outcome {
 #[test]
 fn where_all_is_well_it_says_so() {
     let place = Place::new();
-    let outcome = place.doctor("--state-dir state --socket-path socket").is_good();
+    let outcome = place.doctor("--state-dir state --socket-path socket").good();
     for (front, text) in [
         ("ok qemu", "version 10.1, with vfio-user-pci, machines q35"),
         ("ok kernel", "Linux "),
@@ -171,7 +171,7 @@ fn the_qemu_of_the_guest_kit_is_good() {
     let place = Place::new();
     place
         .run(&format!("doctor --qemu {}", qemu.display()))
-        .is_good()
+        .good()
         .says("ok qemu", "vfio-user-pci, machines q35 and pc");
 }
 
@@ -202,7 +202,7 @@ fn a_qemu_that_hangs_is_not_waited_for_for_ever() {
 
 #[test]
 fn what_other_programs_say_cannot_play_tricks_on_a_terminal() {
-    let place = Place::with_qemu(r#"printf '\033[2J\033[31mok       qemu\r\nproblem\007'"#);
+    let place = Place::with_qemu(r"printf '\033[2J\033[31mok       qemu\r\nproblem\007'");
     let outcome = place.doctor("").says("problem qemu", "\\u{1b}[2J");
     assert!(outcome.out.chars().all(|character| character == '\n' || !character.is_control()), "{outcome:?}");
     let json: Value = serde_json::from_str(&place.doctor("--json").out).unwrap();
@@ -231,7 +231,7 @@ fn a_state_folder_is_looked_at_and_left_as_it_is() {
     let before = place.snapshot("state");
     place
         .doctor("--state-dir state")
-        .is_good()
+        .good()
         .says("ok state folder", "state, free for a server")
         .says("ok state file", "whole");
     assert_eq!(place.snapshot("state"), before);
@@ -309,12 +309,11 @@ fn a_server_that_runs_is_told_of_and_notices_nothing() {
         let _turn = turn();
         Server::with_args(&args)
     };
-    let log = server.log();
     let socket = server.socket();
     let outcome = place.doctor(&format!("--state-dir {} --socket-path {}", state.display(), socket.display()));
-    let outcome = outcome.is_good().says("ok state folder", &format!("in use by process {}", server.pid()));
+    let outcome = outcome.good().says("ok state folder", &format!("in use by process {}", server.pid()));
     outcome.says("ok socket", "somebody listens").says("ok state file", "whole");
-    assert_eq!(server.log(), log);
+    assert!(!server.log().contains("client"), "{}", server.log());
     let mut guest = Crb::mapped(RawClient::connect(&socket), Start::Register);
     assert_eq!(code_of(&guest.run(&get_random(8))), RC_SUCCESS);
 }
@@ -327,7 +326,7 @@ fn a_path_where_no_server_can_listen_is_a_problem() {
     fs::write(place.path("file"), "").unwrap();
     place.doctor("--socket-path file").says("problem socket", "is no socket");
     drop(UnixListener::bind(place.path("stale")).unwrap());
-    place.doctor("--socket-path stale").is_good().says("ok socket", "left by a server that is gone");
+    place.doctor("--socket-path stale").good().says("ok socket", "left by a server that is gone");
     assert!(place.path("stale").exists());
 }
 
@@ -337,7 +336,7 @@ fn another_tpm_behind_the_registers_is_looked_for() {
     place.doctor("--backend passthrough --tpm-path ./tpm0").says("problem host's TPM", "./tpm0: ");
     place.doctor("--backend swtpm --swtpm-ctrl control").says("problem swtpm", "control is not there");
     let listener = UnixListener::bind(place.path("control")).unwrap();
-    place.doctor("--backend swtpm --swtpm-ctrl control").is_good().says("ok swtpm", "somebody listens");
+    place.doctor("--backend swtpm --swtpm-ctrl control").good().says("ok swtpm", "somebody listens");
     drop(listener);
     let missing = place.doctor("--backend swtpm --swtpm-exec ./swtpm --state-dir state");
     missing.says("problem swtpm", "--swtpm-exec");

@@ -56,15 +56,30 @@ enum Command {
     Status(status::StatusArgs),
     Doctor(doctor::DoctorArgs),
     #[command(hide = true)]
+    Manual(manual::ManualArgs),
+    #[command(hide = true)]
+    Completions(manual::CompletionsArgs),
+    #[command(flatten)]
+    Inner(Inner),
+}
+
+/// What the program starts itself as.
+#[derive(Debug, Subcommand)]
+enum Inner {
+    #[command(hide = true)]
     Launch(run::LaunchArgs),
     #[command(hide = true)]
     Spawner(spawner::SpawnerArgs),
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
-    #[command(hide = true)]
-    Manual(manual::ManualArgs),
-    #[command(hide = true)]
-    Completions(manual::CompletionsArgs),
+}
+
+/// The command line of these alone: what is built of the whole one stays in the memory of a process, and each server has
+/// two of them.
+#[derive(Debug, Parser)]
+struct InnerCli {
+    #[command(subcommand)]
+    command: Inner,
 }
 
 /// Runs the program with the arguments of this process.
@@ -75,21 +90,37 @@ pub fn main() -> ExitCode {
         return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let arguments: Vec<_> = std::env::args_os().collect();
+    if arguments.get(1).and_then(|first| first.to_str()).is_some_and(Inner::has_subcommand) {
+        return end(InnerCli::parse().command.run());
+    }
     let matches = config_file::parse(Cli::command(), &arguments);
     let cli = matches.and_then(|matches| Cli::from_arg_matches(&matches)).unwrap_or_else(|error| error.exit());
     let result = match cli.command {
         None => serve::run(cli.serve).map(|()| ExitCode::SUCCESS),
         Some(Command::Run(args)) => run::run(&args),
-        Some(Command::Launch(args)) => run::launch(&args),
         Some(Command::Describe(args)) => describe::run(args).map(|()| ExitCode::SUCCESS),
         Some(Command::State(args)) => state::run(args),
         Some(Command::Status(args)) => Ok(status::run(&args)),
         Some(Command::Doctor(args)) => doctor::run(&args),
-        Some(Command::Spawner(args)) => spawner::run(args).map(|()| ExitCode::SUCCESS),
-        Some(Command::Worker(args)) => worker::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Manual(args)) => manual::manual(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Completions(args)) => manual::completions(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Inner(inner)) => inner.run(),
     };
+    end(result)
+}
+
+impl Inner {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Launch(args) => run::launch(&args),
+            Self::Spawner(args) => spawner::run(args).map(|()| ExitCode::SUCCESS),
+            Self::Worker(args) => worker::run(&args).map(|()| ExitCode::SUCCESS),
+        }
+    }
+}
+
+/// Says what has failed.
+fn end(result: anyhow::Result<ExitCode>) -> ExitCode {
     let code = result.unwrap_or_else(|error| {
         log_args::tell_failure(&error);
         ExitCode::FAILURE
@@ -126,6 +157,15 @@ mod tests {
         assert!(error.contains("--socket-path"), "{error}");
         assert!(Cli::try_parse_from(["vfio-user-tpm", "--socket-path=/s", "--fd=3"]).is_err());
         assert!(Cli::try_parse_from(["vfio-user-tpm", "--fd=3"]).is_ok());
+    }
+
+    #[test]
+    fn what_the_program_starts_itself_as_has_a_command_line_of_its_own() {
+        for arguments in [&["worker", "--log-level", "warn"][..], &["launch", "--", "qemu"]] {
+            assert!(Inner::has_subcommand(arguments[0]));
+            assert!(InnerCli::try_parse_from([&["vfio-user-tpm"], arguments].concat()).is_ok(), "{arguments:?}");
+        }
+        assert!(!Inner::has_subcommand("run") && InnerCli::try_parse_from(["vfio-user-tpm", "run"]).is_err());
     }
 
     #[test]
