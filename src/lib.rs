@@ -23,6 +23,7 @@ pub mod launch;
 pub mod log_limit;
 pub mod manufacture;
 pub mod pci;
+pub mod pcr_bank;
 pub mod platform;
 pub mod sandbox;
 pub mod seqpacket;

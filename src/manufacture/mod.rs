@@ -28,10 +28,10 @@ use thiserror::Error;
 use crate::backend::embedded::{EmbeddedTpm, NewEmbedded, NewEmbeddedTpm};
 use crate::backend::synchronous::{Patience, Synchronous, SynchronousError};
 use crate::launch::Program;
+use crate::pcr_bank::PcrBank;
 use crate::state::{StateError, StateFolder};
 use crate::tpm::TpmVersion;
 use crate::worker::profile::Profile;
-use banks::PcrBank;
 use certificate::Certifier;
 
 /// Longest of all operations: a slow machine looks for large primes, or its disk is busy.

@@ -15,8 +15,8 @@ use crate::cli::sandbox_args::SandboxArgs;
 use crate::cli::worker;
 use crate::launch::Program;
 use crate::manufacture::aside::Aside;
-use crate::manufacture::banks::PcrBank;
 use crate::manufacture::{Order, Workbench};
+use crate::pcr_bank::PcrBank;
 use crate::tpm::TpmVersion;
 use crate::worker::profile::Profile;
 
