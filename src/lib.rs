@@ -22,6 +22,7 @@ pub mod frontend;
 pub mod launch;
 pub mod log_limit;
 pub mod manufacture;
+pub mod measure;
 pub mod pci;
 pub mod pcr_bank;
 pub mod platform;
