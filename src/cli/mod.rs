@@ -8,11 +8,13 @@ mod config_file;
 mod describe;
 mod device_args;
 mod doctor;
+mod event_log;
 mod inherited;
 mod key_args;
 mod latency_args;
 mod log_args;
 mod manual;
+mod measure_args;
 mod ready;
 mod register_args;
 mod run;
@@ -53,6 +55,7 @@ enum Command {
     Run(run::RunArgs),
     Describe(describe::DescribeArgs),
     State(state::StateArgs),
+    Log(event_log::LogArgs),
     Status(status::StatusArgs),
     Doctor(doctor::DoctorArgs),
     #[command(hide = true)]
@@ -100,6 +103,7 @@ pub fn main() -> ExitCode {
         Some(Command::Run(args)) => run::run(&args),
         Some(Command::Describe(args)) => describe::run(args).map(|()| ExitCode::SUCCESS),
         Some(Command::State(args)) => state::run(args),
+        Some(Command::Log(args)) => event_log::run(&args),
         Some(Command::Status(args)) => Ok(status::run(&args)),
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Manual(args)) => manual::manual(&args).map(|()| ExitCode::SUCCESS),
