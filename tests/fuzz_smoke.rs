@@ -176,3 +176,8 @@ fn a_ca_that_is_taken_issues_certificates_and_another_is_refused_with_a_reason()
 fn a_trace_shows_a_message_with_zeros_in_it() {
     smoke("redaction", fuzz::redaction::run, 5000);
 }
+
+#[test]
+fn any_event_log_is_read_as_it_would_be_written_or_refused() {
+    smoke("event_log", fuzz::event_log::run, 5000);
+}

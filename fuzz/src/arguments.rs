@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::tape::Tape;
 
-const WORDS: [&str; 96] = [
+const WORDS: [&str; 106] = [
     "run",
     "describe",
     "worker",
@@ -102,6 +102,16 @@ const WORDS: [&str; 96] = [
     "\u{e9}",
     "-1",
     "--key-file",
+    "log",
+    "replay",
+    "expect",
+    "--measure",
+    "--measure=kernel=/k",
+    "--measure=cmdline=a b",
+    "--measure=file:7=/f",
+    "--measure-hcrtm",
+    "--bank=sha256,sha384",
+    "--log=/l",
 ];
 
 pub fn run(data: &[u8]) {

@@ -10,6 +10,7 @@ pub mod certificates;
 pub mod crb;
 pub mod description;
 pub mod device_state;
+pub mod event_log;
 pub mod frames;
 pub mod probe;
 pub mod redaction;
