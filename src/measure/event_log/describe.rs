@@ -17,11 +17,14 @@ const SHOWN_BYTES: usize = 64;
 #[must_use]
 pub fn describe(event: &Event) -> String {
     let data = event.data.as_slice();
+    if data.is_empty() {
+        return String::new();
+    }
     // What is not as its type says is shown as it is: it says nothing about the rest of the log.
     structure(event.event_type, data).ok().flatten().unwrap_or_else(|| plain(data))
 }
 
-/// Structures of the profile's sections 10.2.4 to 10.2.7 and 10.4.5.
+/// Structures of the profile's sections 10.2 and 10.4.5.
 fn structure(event_type: EventType, data: &[u8]) -> Result<Option<String>, ParseError> {
     let mut reader = Reader::at(data, 0);
     Ok(Some(match event_type {
@@ -119,7 +122,7 @@ fn blob(reader: &mut Reader<'_>) -> Result<String, ParseError> {
 /// Data without a known structure.
 fn plain(data: &[u8]) -> String {
     if data.is_empty() {
-        return String::new();
+        return quoted("");
     }
     // Texts of UTF-16 have zeros in them where they are not in a script of their own.
     utf_8(data).or_else(|| utf_16(data)).map_or_else(|| bytes(data), |text| quoted(&text))

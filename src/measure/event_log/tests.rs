@@ -189,6 +189,7 @@ fn data_are_shown_as_their_type_says() {
     let blob = [&[0, 0x10, 0, 0, 0, 0, 0, 0][..], &[7, 0, 0, 0, 0, 0, 0, 0]].concat();
     shown(EventType::EFI_PLATFORM_FIRMWARE_BLOB, &blob, "7 bytes at 0x1000");
     shown(EventType::EFI_PLATFORM_FIRMWARE_BLOB2, &[b"\x02FV", &blob[..]].concat(), "\"FV\", 7 bytes at 0x1000");
+    shown(EventType::EFI_PLATFORM_FIRMWARE_BLOB2, &[b"\0", &blob[..]].concat(), "\"\", 7 bytes at 0x1000");
     let guid = [0x61, 0xdf, 0xe4, 0x8b, 0xca, 0x93, 0xd2, 0x11, 0xaa, 0x0d, 0x00, 0xe0, 0x98, 0x03, 0x2b, 0x8c];
     let sizes = [10, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
     let variable = [&guid[..], &sizes, &utf_16("SecureBoot"), &[1]].concat();

@@ -1,9 +1,9 @@
 //! What is measured of a launch, in which order, into which PCRs, and as which events.
 //!
 //! 1. With an H-CRTM: the firmware into PCR 0, by a hash sequence before TPM2_Startup (TPM 2.0 Library Part 1, H-CRTM; the
-//!    profile's sections 10.4.5.3 and 10.4.5.4, and `EV_EFI_HCRTM_EVENT` in 10.4.1). What is hashed are the components'
-//!    measurements one behind the other, each the SHA-512 digest of a firmware file with its algorithm in front: an H-CRTM
-//!    hashes bytes, once for all banks, and the firmware itself would have to be kept for each reset.
+//!    profile's section 10.4.5, and `EV_EFI_HCRTM_EVENT` in 10.4.1). What is hashed are the components' measurements one
+//!    behind the other, each the SHA-512 digest of a firmware file with its algorithm in front: a hash sequence takes the
+//!    same bytes for all banks, and the firmware itself would have to be kept for each reset.
 //! 2. The version of what begins the chain, this program, into PCR 0 (`EV_S_CRTM_VERSION`).
 //! 3. Without an H-CRTM: the firmware into PCR 0 (`EV_EFI_PLATFORM_FIRMWARE_BLOB2`).
 //! 4. Files, as [`FilePcr`] says.
@@ -13,10 +13,9 @@
 //!
 //! **PCR 11**, and not where others have such things. What UEFI measures of a kernel in PCR 4 is the digest of a PE image's
 //! signed parts, together with events of the boot manager, which there is none of. GRUB measures command lines into PCR 8 and
-//! files into PCR 9, but in pieces that depend on its scripts; Linux' EFI stub measures initrd and command line into PCR 9,
-//! but the former after whatever else the firmware loads, and runs in the guest itself, behind us. PCR 11 is calculated,
-//! signed for and sealed to by existing tools (`systemd-measure`, `systemd-cryptenroll`), and nothing else is in it before
-//! the operating system runs.
+//! files into PCR 9, but in pieces that depend on its scripts. Linux' EFI stub measures command line and initrd into PCR 9, but
+//! in the guest itself, and under firmware with a TPM. PCR 11 is calculated, signed for and sealed to by existing tools
+//! (`systemd-measure`, `systemd-cryptenroll`), and nothing else is in it before the operating system runs.
 //!
 //! **Separators** say that what the platform measures before the operating system ends here, and with that close the
 //! PCR: who comes later, the guest, cannot make it tell of other firmware. That is true of all PCRs 0 to 7: we stand in for
