@@ -67,8 +67,8 @@ pub enum ParseError {
     },
 }
 
-/// The log in `bytes`, at most [`MAX_LOG`] of them. What is behind the last event may only be unused room: all zeros or
-/// all ones.
+/// The log in `bytes`, at most [`MAX_LOG`] of them. What is behind the last event may only be unused room: zeros,
+/// ones, or the one behind the other.
 ///
 /// # Errors
 /// [`ParseError`].
@@ -89,11 +89,13 @@ pub fn parse(bytes: &[u8]) -> Result<EventLog, ParseError> {
     Ok(EventLog { format, events })
 }
 
-/// Where the bytes begin that are all zeros or all ones up to the end. An event that begins there is none: its type would
-/// be `EV_PREBOOT_CERT`, which is not used, without any data.
+/// Where the bytes begin that are zeros, then ones, up to the end. An event that begins there is none: its type would be
+/// `EV_PREBOOT_CERT`, which is not used, without any data.
 fn used(bytes: &[u8]) -> usize {
-    let before = |fill| bytes.iter().rposition(|byte| *byte != fill).map_or(0, |last| last.saturating_add(1));
-    before(0).min(before(0xff))
+    let without =
+        |bytes: &[u8], fill| bytes.iter().rposition(|byte| *byte != fill).map_or(0, |last| last.saturating_add(1));
+    let zeros = bytes.get(..without(bytes, 0xff)).unwrap_or_default();
+    without(zeros, 0)
 }
 
 fn event(reader: &mut Reader<'_>, format: &Format) -> Result<Event, ParseError> {

@@ -55,6 +55,9 @@ fn what_was_written_is_read_whatever_fills_the_rest_of_the_room() {
             let mut area = bytes(&log);
             area.resize(DEFAULT_ROOM, fill);
             assert_eq!(parse(&area).unwrap(), log);
+            // An event of zeros would not be read again.
+            area.resize(DEFAULT_ROOM + 100, 0xff);
+            assert_eq!(parse(&area).unwrap(), log);
         }
     }
     let empty = crypto_agile(vec![]);
