@@ -15,10 +15,11 @@ use crate::measure::event_log::DEFAULT_ROOM;
 use crate::measure::replay::replay;
 use crate::state::new_file;
 
-/// Compute the PCR values that a verifier should accept of a launch, without starting anything
+/// Compute the PCR values that a verifier should accept of a launch
 ///
-/// Give the same --measure as to the server. The values are those before the guest has run: what it extends itself comes
-/// on top. PCR 0 has this program's version in it. PCRs that nothing is measured into are not printed: they hold zeros.
+/// Nothing is started. Give the same --measure as to the server. The values are those before the guest has run: what it
+/// extends itself comes on top. PCR 0 has this program's version in it. PCRs that nothing is measured into are not printed:
+/// they hold zeros.
 #[derive(Debug, Args)]
 pub(super) struct ExpectArgs {
     #[command(flatten)]

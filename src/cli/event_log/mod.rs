@@ -17,7 +17,7 @@ use log::LevelFilter;
 use super::start_log;
 use crate::measure::event_log::{self, EventLog, MAX_LOG};
 
-/// Look at a TCG event log, compute the PCR values that it implies, or those to be expected of a launch
+/// Look at TCG event logs, and compute the PCR values to expect
 ///
 /// Nothing is started and no TPM is asked.
 #[derive(Debug, Args)]
