@@ -42,7 +42,7 @@ const BAD_USAGE: u8 = 2;
 /// The exit status is 0 if there is no problem, whatever the warnings; 1 if there is one; 2 if the flags make no sense.
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
-    /// The QEMU to look at [default: qemu-system-x86_64, or qemu-kvm, where it is found]
+    /// The QEMU to look at [default: qemu-system-x86_64, qemu-kvm or qemu-system-aarch64, where it is found]
     #[arg(long, value_name = "PATH")]
     qemu: Option<PathBuf>,
 

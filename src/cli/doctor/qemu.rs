@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::program::{self, ProgramError, first_line};
 use super::report::Finding;
-use crate::acpi::Machine;
+use crate::acpi::{Machine, Vmm};
 
 const NAME: &str = "qemu";
 
 /// Where distributions have it.
-const PROGRAMS: [&str; 3] = ["qemu-system-x86_64", "qemu-kvm", "/usr/libexec/qemu-kvm"];
+const PROGRAMS: [&str; 4] = ["qemu-system-x86_64", "qemu-kvm", "/usr/libexec/qemu-kvm", "qemu-system-aarch64"];
 
 /// The first version whose device is good enough.
 const NEEDED: (u32, u32) = (10, 1);
@@ -84,14 +84,14 @@ pub(super) fn judge(qemu: &Qemu) -> Finding {
              where it is",
         );
     }
-    let known: Vec<_> =
-        Machine::ALL.iter().map(|machine| machine.name()).filter(|name| has_machine(machines, name)).collect();
+    let of_qemu = Machine::ALL.into_iter().filter(|machine| machine.vmm() == Vmm::Qemu).map(Machine::name);
+    let known: Vec<_> = of_qemu.clone().filter(|name| has_machine(machines, name)).collect();
     if known.is_empty() {
-        let names = Machine::ALL.map(Machine::name).join(", ");
+        let names = of_qemu.collect::<Vec<_>>().join(", ");
         return Finding::problem(
             NAME,
             format!("{path} is QEMU {major}.{minor} for another architecture: it has none of the machines {names}"),
-            "take qemu-system-x86_64",
+            "take qemu-system-x86_64 or qemu-system-aarch64",
         );
     }
     Finding::ok(NAME, format!("{path}: version {major}.{minor}, with vfio-user-pci, machines {}", known.join(" and ")))
@@ -155,7 +155,7 @@ mod tests {
             ("QEMU emulator version 10.0.9", DEVICES, MACHINES, "10.0, and 10.1"),
             ("QEMU emulator version 8.2.0", DEVICES, MACHINES, "trixie-backports"),
             (good, "name \"vfio-pci\", bus PCI", MACHINES, "without the device"),
-            (good, DEVICES, "virt   ARM Virtual Machine\npc-q35-10.1  x", "another architecture"),
+            (good, DEVICES, "sun4u   Sun4u platform\npc-q35-10.1  x", "another architecture"),
             ("hello", DEVICES, MACHINES, "no QEMU"),
         ] {
             let (level, text) = finding(version, devices, machines);
