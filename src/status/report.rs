@@ -286,7 +286,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A report with something everywhere, as JSON: what pins the names and forms of the members.
-    const JSON: &str = include_str!("../../tests/golden/status.json");
+    const JSON: &str = include_str!("../../tests/status/report.json");
 
     pub(crate) fn example() -> Report {
         let counts = [(0.0001, 3), (0.0005, 1), (0.25, 2)];

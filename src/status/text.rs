@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn a_person_reads_it_in_a_few_lines() {
         let text = legible(&example().to_string());
-        assert_eq!(text, include_str!("../../tests/golden/status.txt"));
+        assert_eq!(text, include_str!("../../tests/status/report.txt"));
     }
 
     #[test]
