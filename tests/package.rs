@@ -117,6 +117,7 @@ fn a_debian_package_has_only_files_of_root_that_nobody_else_can_change() {
         "usr/bin/vfio-user-tpm",
         "usr/lib/systemd/system/vfio-user-tpm@.service",
         "usr/lib/systemd/system/vfio-user-tpm@.socket",
+        "usr/lib/systemd/system/vfio-user-tpm-control@.socket",
         "usr/share/bash-completion/completions/vfio-user-tpm",
         "usr/share/doc/vfio-user-tpm/copyright",
         "usr/share/doc/vfio-user-tpm/NOTICES",

@@ -4,7 +4,7 @@ mod common;
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
@@ -15,6 +15,7 @@ use common::raw_client::RawClient;
 use common::server::Server;
 use common::tis::Tis;
 use common::tpm_commands::*;
+use nix::fcntl::{FcntlArg, fcntl};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_vfio-user-tpm");
 
@@ -188,6 +189,28 @@ fn a_socket_of_the_service_manager_is_served_and_stays() {
     process.signal(nix::sys::signal::Signal::SIGTERM);
     assert!(process.wait(DEADLINE).unwrap().success(), "{}", process.output());
     assert!(path.exists());
+}
+
+#[test]
+fn a_socket_named_control_is_asked_how_the_tpm_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, control) = (folder.path().join("socket"), folder.path().join("control"));
+    let listener = OwnedFd::from(UnixListener::bind(&path).unwrap());
+    let questions = UnixListener::bind(&control).unwrap();
+    // The one that is not the standard input gets its place from the shell, by a number that nobody else has.
+    let inherited = fcntl(&questions, FcntlArg::F_DUPFD(100)).unwrap();
+    let script = format!(
+        "export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=vfio-user:control
+         exec {PROGRAM} --socket-activation --interface=tis 3<&0 4<&{inherited} {inherited}<&- </dev/null"
+    );
+    let log = folder.path().join("log");
+    let process = Process::start_with_input(Path::new("bash"), ["-c", &script], log, listener.into());
+    // SAFETY: it was made above, and nobody else knows of it.
+    drop(unsafe { OwnedFd::from_raw_fd(inherited) });
+    serve(&path);
+    let output = Command::new(PROGRAM).arg("status").arg("--control").arg(&control).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("TPM 2.0"), "{told}{}", process.output());
 }
 
 #[test]

@@ -22,6 +22,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_vfio-user-tpm");
 const INSTALLED: &str = "/usr/bin/vfio-user-tpm";
 const SERVICE: &str = "vfio-user-tpm@.service";
 const SOCKET: &str = "vfio-user-tpm@.socket";
+const CONTROL: &str = "vfio-user-tpm-control@.socket";
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The most exposure that the service may have by systemd's count, in tenths, of 100.
@@ -40,7 +41,7 @@ fn values(unit: &str, setting: &str) -> Vec<String> {
 /// A folder with the units of a virtual machine `vm1`, for the program as it is built.
 fn installed() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    for name in [SERVICE, SOCKET] {
+    for name in [SERVICE, SOCKET, CONTROL] {
         let text = unit(name).replace(INSTALLED, PROGRAM);
         for name in [name, &name.replace('@', "@vm1")] {
             fs::write(folder.path().join(name), &text).unwrap();
@@ -60,7 +61,7 @@ fn text(output: &Output) -> String {
 #[test]
 fn systemd_finds_no_fault_with_the_units() {
     let folder = installed();
-    for name in ["./vfio-user-tpm@vm1.service", "./vfio-user-tpm@vm1.socket"] {
+    for name in ["./vfio-user-tpm@vm1.service", "./vfio-user-tpm@vm1.socket", "./vfio-user-tpm-control@vm1.socket"] {
         let output = analyze(&folder, &["verify", "--man=no", name]);
         assert!(output.status.success() && text(&output).is_empty(), "{}", text(&output));
     }

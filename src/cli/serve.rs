@@ -11,6 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Uid;
 
 use super::access_args::AccessArgs;
+use super::activation::{self, Sockets};
 use super::backend_args::{BackendArgs, BackendConfig, OpenBackend, Surroundings};
 use super::config_file::ConfigArgs;
 use super::device_args::{DeviceArgs, description_of};
@@ -19,7 +20,7 @@ use super::log_args::LogArgs;
 use super::register_args::RegisterArgs;
 use super::sandbox_args::{SandboxArgs, UserArgs};
 use super::trace_args::TraceArgs;
-use super::{activation, inherited, ready, signals};
+use super::{inherited, ready, signals};
 use crate::acpi::TpmDevice as DeviceDescription;
 use crate::control::ControlSocket;
 use crate::description::Description;
@@ -29,7 +30,7 @@ use crate::launch::Spawner;
 use crate::platform::{Platform, StartupPolicy};
 use crate::sandbox::{self, Grant, NewUser, SERVER_CALLS, SERVER_CALLS_TO_ATTACH};
 use crate::status::{self, About};
-use crate::vfio_user::{Attendant, DEVICE_TOKEN, Listener, Server, SocketClaim, SocketRights, Visitors};
+use crate::vfio_user::{Attendant, DEVICE_TOKEN, Listener, ListenerError, Server, SocketClaim, SocketRights, Visitors};
 
 /// Descriptors that may be open, if the system allows as many: those that clients have sent and that are not closed yet are
 /// the most.
@@ -264,7 +265,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     };
     let source = config.backend.source();
     let OpenBackend { backend, helper } = config.backend.open(version, &surroundings)?;
-    let control = config.control.as_deref().map(|path| control_listener(path, helper.as_ref())).transpose()?;
+    let mut control = config.control.as_deref().map(|path| control_listener(path, helper.as_ref())).transpose()?;
     let listener = match &config.endpoint {
         Endpoint::Path(path) => {
             // What is in the way of serving comes to light before anything is written; and who can connect finds the
@@ -276,7 +277,16 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
             claim.listen()?
         }
         Endpoint::Descriptor(fd) => Listener::from_fd(inherited::take("--fd", *fd)?)?,
-        Endpoint::Activation => Listener::from_fd(activation::take()?)?,
+        Endpoint::Activation => {
+            let Sockets { clients, control: questions } = activation::take()?;
+            if let Some(socket) = questions {
+                if config.control.is_some() {
+                    bail!("--control and a socket named \"control\" from the service manager: leave one of them out");
+                }
+                control = Some(for_questions(Listener::from_fd(socket)?)?);
+            }
+            Listener::from_fd(clients)?
+        }
     };
     let listener = match config.allowed_users {
         Some(users) => listener.allow_only(users)?,
@@ -325,10 +335,14 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The socket of `--control`, for this user and for root, who could connect as this user anyway.
+/// The socket of `--control`.
 fn control_listener(path: &Path, helper: Option<&Spawner>) -> anyhow::Result<Listener> {
-    let listener = SocketClaim::new(path)?.listen()?.allow_only(vec![Uid::effective(), Uid::from_raw(0)])?;
-    Ok(removed_by(listener, helper))
+    Ok(removed_by(for_questions(SocketClaim::new(path)?.listen()?)?, helper))
+}
+
+/// Only this user may ask, and root, who could connect as this user anyway.
+fn for_questions(listener: Listener) -> Result<Listener, ListenerError> {
+    listener.allow_only(vec![Uid::effective(), Uid::from_raw(0)])
 }
 
 /// The confined server reaches no file: its sockets are removed by its helper.
