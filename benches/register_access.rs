@@ -11,9 +11,10 @@ use vfio_bindings::bindings::vfio::{VFIO_PCI_BAR0_REGION_INDEX as BAR0, VFIO_PCI
 use vfio_user_tpm::backend::{Backend, BackendError, Done};
 use vfio_user_tpm::device::{DEVICE_ID, DeviceOptions, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::Engine;
-use vfio_user_tpm::frontend::Registers;
 use vfio_user_tpm::frontend::tis::{Tis, TisConfig};
+use vfio_user_tpm::frontend::{RegisterFile, Registers};
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
+use vfio_user_tpm::shared_pages::SharedPages;
 use vfio_user_tpm::tpm::{BUFFER_SIZE, Header, Locality, TpmVersion};
 use vfio_user_tpm::vfio_user::{Answer, Device, DeviceInfo, Irq, Region, Ticket};
 
@@ -113,7 +114,7 @@ fn tpm() -> TpmDevice {
     let engine = Engine::new(Box::new(Echo::default()), platform, None);
     let mut device = TpmDevice::new(
         identity(VENDOR_ID, DEVICE_ID),
-        Registers::Tis(Tis::new(registers)),
+        Registers::new(RegisterFile::Tis(Tis::new(registers), SharedPages::unmappable())),
         engine,
         DeviceOptions::default(),
     );

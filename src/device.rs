@@ -252,8 +252,9 @@ impl Device for TpmDevice {
     }
 
     fn mapping(&self, index: u32) -> Option<Mapping<'_>> {
-        let file = self.registers.memory()?.file()?;
-        (index == ffi::VFIO_PCI_BAR0_REGION_INDEX).then_some(Mapping { file, offset: 0, areas: &self.mappable })
+        let file = self.registers.memory().file()?;
+        let mapped = index == ffi::VFIO_PCI_BAR0_REGION_INDEX && !self.mappable.is_empty();
+        mapped.then_some(Mapping { file, offset: 0, areas: &self.mappable })
     }
 
     fn read(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Answer {
@@ -322,10 +323,8 @@ impl Device for TpmDevice {
     /// Whoever was connected may have kept the pages: the next one gets others, with the same in them.
     fn disconnected(&mut self) {
         let windows = self.registers.shared_windows();
-        if let Some(pages) = self.registers.memory_mut() {
-            pages.renew(windows);
-            self.place();
-        }
+        self.registers.memory_mut().renew(windows);
+        self.place();
     }
 
     fn wake(&mut self) {

@@ -24,9 +24,10 @@ use vfio_user_tpm::control::ControlSocket;
 use vfio_user_tpm::counters::CommandCounters;
 use vfio_user_tpm::device::{DEVICE_ID, DeviceOptions, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::{Engine, Wakeup};
-use vfio_user_tpm::frontend::Registers;
 use vfio_user_tpm::frontend::tis::{self, TisConfig};
+use vfio_user_tpm::frontend::{RegisterFile, Registers};
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
+use vfio_user_tpm::shared_pages::SharedPages;
 use vfio_user_tpm::tpm::{Fault, TpmVersion, fault_response};
 use vfio_user_tpm::vfio_user::{Connections, DEVICE_TOKEN, Listener, Server};
 
@@ -97,7 +98,7 @@ fn serve(listener: Listener, control: Listener) {
     };
     let mut device = TpmDevice::new(
         identity(VENDOR_ID, DEVICE_ID),
-        Registers::Tis(tis::Tis::new(registers)),
+        Registers::new(RegisterFile::Tis(tis::Tis::new(registers), SharedPages::unmappable())),
         engine,
         DeviceOptions::default(),
     );

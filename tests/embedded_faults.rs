@@ -25,10 +25,11 @@ use vfio_user_tpm::backend::embedded::{Embedded, EmbeddedTpm};
 use vfio_user_tpm::backend::worker::worker_program;
 use vfio_user_tpm::device::{DEVICE_ID, DeviceOptions, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::{Engine, Wakeup};
-use vfio_user_tpm::frontend::Registers;
 use vfio_user_tpm::frontend::tis::{self, TisConfig};
+use vfio_user_tpm::frontend::{RegisterFile, Registers};
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
 use vfio_user_tpm::seqpacket;
+use vfio_user_tpm::shared_pages::SharedPages;
 use vfio_user_tpm::tpm::TpmVersion;
 use vfio_user_tpm::vfio_user::{DEVICE_TOKEN, Listener, Server, ServerError};
 use vfio_user_tpm::worker::frame::{MAX_FRAME, Reply, Request};
@@ -141,7 +142,7 @@ fn device(program: PathBuf, wakeup: Wakeup) -> TpmDevice {
         TisConfig { version, vendor_id: VENDOR_ID, device_id: DEVICE_ID, revision: 1, guest_locality_4: false };
     TpmDevice::new(
         identity(VENDOR_ID, DEVICE_ID),
-        Registers::Tis(tis::Tis::new(registers)),
+        Registers::new(RegisterFile::Tis(tis::Tis::new(registers), SharedPages::unmappable())),
         engine,
         DeviceOptions::default(),
     )

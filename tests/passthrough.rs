@@ -26,11 +26,12 @@ use vfio_user_tpm::backend::passthrough::{HostTpm, Passthrough, PassthroughTpm, 
 use vfio_user_tpm::backend::worker::worker_program;
 use vfio_user_tpm::device::{DEVICE_ID, DeviceOptions, TpmDevice, VENDOR_ID, identity};
 use vfio_user_tpm::engine::{Engine, Wakeup};
-use vfio_user_tpm::frontend::Registers;
 use vfio_user_tpm::frontend::tis::{self, TisConfig};
+use vfio_user_tpm::frontend::{RegisterFile, Registers};
 use vfio_user_tpm::launch::Program;
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
 use vfio_user_tpm::seqpacket;
+use vfio_user_tpm::shared_pages::SharedPages;
 use vfio_user_tpm::tpm::{BUFFER_SIZE, Fault, Locality, TpmVersion, fault_response};
 use vfio_user_tpm::vfio_user::{DEVICE_TOKEN, Listener, Server};
 
@@ -436,7 +437,7 @@ fn registers_are_answered_and_the_server_ends_whatever_the_chip_does() {
         let registers = TisConfig { version, vendor_id, device_id, revision: 1, guest_locality_4: false };
         TpmDevice::new(
             identity(vendor_id, device_id),
-            Registers::Tis(tis::Tis::new(registers)),
+            Registers::new(RegisterFile::Tis(tis::Tis::new(registers), SharedPages::unmappable())),
             engine,
             DeviceOptions::default(),
         )

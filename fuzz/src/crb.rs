@@ -2,7 +2,7 @@
 //! a model, and in parallel through export and import.
 
 use vfio_user_tpm::frontend::crb::{Crb, CrbConfig, CrbDoorbell, CrbDoorbellState, CrbState};
-use vfio_user_tpm::frontend::{Effect, Registers};
+use vfio_user_tpm::frontend::{Effect, RegisterFile, Registers};
 
 use super::crb_model::Model;
 use super::pages::{Pages, Race};
@@ -17,11 +17,11 @@ pub fn run(data: &[u8]) {
     let mut tape = Tape::new(data);
     let doorbell = tape.flag();
     let config = CrbConfig { vendor_id: 0x1014, device_id: 1, revision: 7, guest_locality_4: tape.byte() & 3 == 3 };
-    let real = if doorbell {
-        Registers::CrbDoorbell(CrbDoorbell::new(config, Pages::new()))
+    let real = Registers::new(if doorbell {
+        RegisterFile::CrbDoorbell(CrbDoorbell::new(config, Pages::new()))
     } else {
-        Registers::Crb(Crb::new(config, Pages::new()))
-    };
+        RegisterFile::Crb(Crb::new(config, Pages::new()))
+    });
     let mut pair = Pair { real, model: Model::new(config, doorbell), config, doorbell };
     while !tape.is_over() {
         pair.step(&mut tape);
@@ -140,9 +140,9 @@ impl Pair {
     fn migrate(&mut self) {
         let pages = Pages::new();
         let bar0 = self.model.bar0();
-        match &self.real {
-            Registers::Tis(_) => unreachable!("a CRB"),
-            Registers::Crb(crb) => {
+        match self.real.file() {
+            RegisterFile::Tis(..) => unreachable!("a CRB"),
+            RegisterFile::Crb(crb) => {
                 // Not ours: it stays as it was.
                 pages.bytes.borrow_mut()[..0x1000].copy_from_slice(&crb.memory().bytes.borrow()[..0x1000]);
                 let json = serde_json::to_string(&crb.state()).expect("plain data");
@@ -150,15 +150,15 @@ impl Pair {
                 assert_eq!(state, crb.state());
                 let copy = Crb::from_state(self.config, &state, pages).expect("it was reached");
                 assert_eq!(copy.state(), state);
-                self.real = Registers::Crb(copy);
+                self.real = Registers::new(RegisterFile::Crb(copy));
             }
-            Registers::CrbDoorbell(crb) => {
+            RegisterFile::CrbDoorbell(crb) => {
                 let json = serde_json::to_string(&crb.state()).expect("plain data");
                 let state: CrbDoorbellState = serde_json::from_str(&json).expect("just written");
                 assert_eq!(state, crb.state());
                 let copy = CrbDoorbell::from_state(&state, pages).expect("it was reached");
                 assert_eq!(copy.state(), state);
-                self.real = Registers::CrbDoorbell(copy);
+                self.real = Registers::new(RegisterFile::CrbDoorbell(copy));
                 self.model.fresh_control_page();
             }
         }
@@ -171,7 +171,7 @@ impl Pair {
     }
 
     fn pages(&self) -> &Pages {
-        self.real.memory().expect("a CRB has some")
+        self.real.memory()
     }
 
     fn put(&mut self, (offset, data): &Race) {

@@ -3,9 +3,9 @@
 use clap::Args;
 
 use crate::acpi::{Interface, TpmDevice};
-use crate::frontend::Registers;
 use crate::frontend::crb::{Crb, CrbConfig, CrbDoorbell};
 use crate::frontend::tis::{Tis, TisConfig};
+use crate::frontend::{RegisterFile, Registers};
 use crate::pci::Identity;
 use crate::shared_pages::SharedPages;
 
@@ -28,13 +28,15 @@ impl RegisterArgs {
         let Identity { vendor_id, device_id, revision_id: revision, .. } = device.identity();
         let crb = CrbConfig { vendor_id, device_id, revision, guest_locality_4 };
         let pages = || if no_mmap { SharedPages::unmappable() } else { SharedPages::new() };
-        match device.interface() {
+        Registers::new(match device.interface() {
             Interface::Tis => {
                 let version = device.version();
-                Registers::Tis(Tis::new(TisConfig { version, vendor_id, device_id, revision, guest_locality_4 }))
+                let tis = Tis::new(TisConfig { version, vendor_id, device_id, revision, guest_locality_4 });
+                // QEMU posts no writes to a region that it maps a part of, and this interface lives on writes.
+                RegisterFile::Tis(tis, SharedPages::unmappable())
             }
-            Interface::Crb => Registers::Crb(Crb::new(crb, pages())),
-            Interface::CrbDoorbell => Registers::CrbDoorbell(CrbDoorbell::new(crb, pages())),
-        }
+            Interface::Crb => RegisterFile::Crb(Crb::new(crb, pages())),
+            Interface::CrbDoorbell => RegisterFile::CrbDoorbell(CrbDoorbell::new(crb, pages())),
+        })
     }
 }

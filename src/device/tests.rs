@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use super::*;
 use crate::backend::Done;
 use crate::backend::played::{Call, Played};
+use crate::frontend::RegisterFile;
 use crate::frontend::crb::{Crb, CrbConfig, CrbDoorbell};
 use crate::frontend::tis::{Tis, TisConfig};
 use crate::platform::{Platform, StartupPolicy};
@@ -47,17 +48,20 @@ struct Bench {
 impl Bench {
     fn new(kind: Kind, completion_hold: Duration) -> Self {
         let crb = CrbConfig { vendor_id: VENDOR_ID, device_id: DEVICE_ID, revision: 1, guest_locality_4: false };
-        let registers = match kind {
-            Kind::Tis => Registers::Tis(Tis::new(TisConfig {
-                version: TpmVersion::V2_0,
-                vendor_id: VENDOR_ID,
-                device_id: DEVICE_ID,
-                revision: 1,
-                guest_locality_4: false,
-            })),
-            Kind::Crb => Registers::Crb(Crb::new(crb, SharedPages::new())),
-            Kind::CrbDoorbell => Registers::CrbDoorbell(CrbDoorbell::new(crb, SharedPages::new())),
-        };
+        let registers = Registers::new(match kind {
+            Kind::Tis => {
+                let tis = Tis::new(TisConfig {
+                    version: TpmVersion::V2_0,
+                    vendor_id: VENDOR_ID,
+                    device_id: DEVICE_ID,
+                    revision: 1,
+                    guest_locality_4: false,
+                });
+                RegisterFile::Tis(tis, SharedPages::unmappable())
+            }
+            Kind::Crb => RegisterFile::Crb(Crb::new(crb, SharedPages::new())),
+            Kind::CrbDoorbell => RegisterFile::CrbDoorbell(CrbDoorbell::new(crb, SharedPages::new())),
+        });
         let backend = Played::default();
         let engine = Engine::new(Box::new(backend.clone()), Platform::new(TpmVersion::V2_0, StartupPolicy::None), None);
         let options = DeviceOptions { reset_on_connect: false, completion_hold };

@@ -19,7 +19,7 @@ use crate::tpm::Locality;
 pub use locality::{LocalitiesState, LocalitiesStateError};
 pub use memory::Memory;
 pub use progress::Progress;
-pub use registers::Registers;
+pub use registers::{RegisterFile, Registers};
 
 /// What the rest of the device has to do because of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,9 +8,15 @@ use crate::tpm::Locality;
 
 /// The registers behind BAR0, of whichever interface. Offsets are BAR0's ([`bar_map`](crate::bar_map)).
 #[derive(Clone, Debug)]
-pub enum Registers<M> {
-    /// The FIFO interface.
-    Tis(Tis),
+pub struct Registers<M> {
+    file: RegisterFile<M>,
+}
+
+/// The register file of an interface, and the memory for those windows of BAR0 that have any.
+#[derive(Clone, Debug)]
+pub enum RegisterFile<M> {
+    /// The FIFO interface. It has no use for memory itself.
+    Tis(Tis, M),
     /// The command response buffer.
     Crb(Crb<M>),
     /// The command response buffer whose commands ACPI starts.
@@ -18,12 +24,24 @@ pub enum Registers<M> {
 }
 
 impl<M: Memory> Registers<M> {
+    /// The registers of this interface.
+    #[must_use]
+    pub fn new(file: RegisterFile<M>) -> Self {
+        Self { file }
+    }
+
+    /// The interface's own.
+    #[must_use]
+    pub fn file(&self) -> &RegisterFile<M> {
+        &self.file
+    }
+
     /// Reads any number of bytes. Where the interface has nothing, that gives 0xff.
     pub fn read(&mut self, offset: u64, data: &mut [u8]) {
-        match self {
-            Self::Tis(tis) => tis.read(offset, data),
-            Self::Crb(crb) => crb.read(offset, data),
-            Self::CrbDoorbell(crb) => crb.read(offset, data),
+        match &mut self.file {
+            RegisterFile::Tis(tis, _) => tis.read(offset, data),
+            RegisterFile::Crb(crb) => crb.read(offset, data),
+            RegisterFile::CrbDoorbell(crb) => crb.read(offset, data),
         }
     }
 
@@ -31,30 +49,30 @@ impl<M: Memory> Registers<M> {
     /// word that has an effect is dropped, too.
     #[must_use]
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Option<Effect> {
-        match self {
-            Self::Tis(tis) => tis.write(offset, data),
-            Self::Crb(crb) => crb.write(offset, data),
-            Self::CrbDoorbell(crb) => crb.write(offset, data),
+        match &mut self.file {
+            RegisterFile::Tis(tis, _) => tis.write(offset, data),
+            RegisterFile::Crb(crb) => crb.write(offset, data),
+            RegisterFile::CrbDoorbell(crb) => crb.write(offset, data),
         }
     }
 
     /// The whole command that [`Effect::Execute`] asked to run, until it completes or is aborted; else empty.
     #[must_use]
     pub fn command(&self) -> &[u8] {
-        match self {
-            Self::Tis(tis) => tis.command(),
-            Self::Crb(crb) => crb.command(),
-            Self::CrbDoorbell(crb) => crb.command(),
+        match &self.file {
+            RegisterFile::Tis(tis, _) => tis.command(),
+            RegisterFile::Crb(crb) => crb.command(),
+            RegisterFile::CrbDoorbell(crb) => crb.command(),
         }
     }
 
     /// Whether an [`Effect::Execute`] has not been completed yet.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        match self {
-            Self::Tis(tis) => tis.is_busy(),
-            Self::Crb(crb) => crb.is_busy(),
-            Self::CrbDoorbell(crb) => crb.is_busy(),
+        match &self.file {
+            RegisterFile::Tis(tis, _) => tis.is_busy(),
+            RegisterFile::Crb(crb) => crb.is_busy(),
+            RegisterFile::CrbDoorbell(crb) => crb.is_busy(),
         }
     }
 
@@ -62,38 +80,38 @@ impl<M: Memory> Registers<M> {
     /// over [`BUFFER_SIZE`](crate::tpm::BUFFER_SIZE) is replaced by a failure; that of an aborted command is thrown
     /// away. Ignored when no command runs.
     pub fn complete(&mut self, response: &[u8]) {
-        match self {
-            Self::Tis(tis) => tis.complete(response),
-            Self::Crb(crb) => crb.complete(response),
-            Self::CrbDoorbell(crb) => crb.complete(response),
+        match &mut self.file {
+            RegisterFile::Tis(tis, _) => tis.complete(response),
+            RegisterFile::Crb(crb) => crb.complete(response),
+            RegisterFile::CrbDoorbell(crb) => crb.complete(response),
         }
     }
 
     /// Shows `tpmEstablished` as the TPM reports it, where the interface shows it.
     pub fn set_establishment(&mut self, established: bool) {
-        match self {
-            Self::Tis(tis) => tis.set_establishment(established),
-            Self::Crb(crb) => crb.set_establishment(established),
-            Self::CrbDoorbell(_) => {}
+        match &mut self.file {
+            RegisterFile::Tis(tis, _) => tis.set_establishment(established),
+            RegisterFile::Crb(crb) => crb.set_establishment(established),
+            RegisterFile::CrbDoorbell(_) => {}
         }
     }
 
     /// Power-on. A command that still runs in the backend is forgotten: its result must not be passed to
     /// [`complete`](Self::complete). Where BAR0 is stays until the next [`place`](Self::place).
     pub fn reset(&mut self) {
-        match self {
-            Self::Tis(tis) => tis.reset(),
-            Self::Crb(crb) => crb.reset(),
-            Self::CrbDoorbell(crb) => crb.reset(),
+        match &mut self.file {
+            RegisterFile::Tis(tis, _) => tis.reset(),
+            RegisterFile::Crb(crb) => crb.reset(),
+            RegisterFile::CrbDoorbell(crb) => crb.reset(),
         }
     }
 
     /// Takes over where the guest has put BAR0, 0 for nowhere: a CRB says where its buffer is.
     pub fn place(&mut self, bar0_address: u32) {
-        match self {
-            Self::Tis(_) => {}
-            Self::Crb(crb) => crb.place(bar0_address),
-            Self::CrbDoorbell(crb) => crb.place(bar0_address),
+        match &mut self.file {
+            RegisterFile::Tis(..) => {}
+            RegisterFile::Crb(crb) => crb.place(bar0_address),
+            RegisterFile::CrbDoorbell(crb) => crb.place(bar0_address),
         }
     }
 
@@ -101,10 +119,10 @@ impl<M: Memory> Registers<M> {
     /// may hold such a read back for a moment.
     #[must_use]
     pub fn asks_for_completion(&self, offset: u64, len: usize) -> bool {
-        let byte = match self {
-            Self::Tis(tis) => tis.completion_byte(),
-            Self::Crb(crb) => crb.completion_byte(),
-            Self::CrbDoorbell(crb) => crb.completion_byte(),
+        let byte = match &self.file {
+            RegisterFile::Tis(tis, _) => tis.completion_byte(),
+            RegisterFile::Crb(crb) => crb.completion_byte(),
+            RegisterFile::CrbDoorbell(crb) => crb.completion_byte(),
         };
         byte.and_then(|byte| byte.checked_sub(offset))
             .is_some_and(|distance| usize::try_from(distance).is_ok_and(|distance| distance < len))
@@ -113,9 +131,9 @@ impl<M: Memory> Registers<M> {
     /// Rings the doorbell, as a write to its window does, by another way; nothing where there is none.
     #[must_use]
     pub fn ring(&mut self, data: &[u8]) -> Option<Effect> {
-        match self {
-            Self::Tis(_) | Self::Crb(_) => None,
-            Self::CrbDoorbell(crb) => crb.write(DOORBELL.offset.into(), data),
+        match &mut self.file {
+            RegisterFile::Tis(..) | RegisterFile::Crb(_) => None,
+            RegisterFile::CrbDoorbell(crb) => crb.write(DOORBELL.offset.into(), data),
         }
     }
 
@@ -123,61 +141,61 @@ impl<M: Memory> Registers<M> {
     /// command can be held back.
     #[must_use]
     pub fn start_is_awaited(&self) -> bool {
-        match self {
-            Self::Tis(_) | Self::Crb(_) => false,
-            Self::CrbDoorbell(_) => true,
+        match &self.file {
+            RegisterFile::Tis(..) | RegisterFile::Crb(_) => false,
+            RegisterFile::CrbDoorbell(_) => true,
         }
     }
 
     /// How far the guest is with its command.
     #[must_use]
     pub fn progress(&self) -> Progress {
-        match self {
-            Self::Tis(tis) => tis.progress(),
-            Self::Crb(crb) => crb.progress(),
-            Self::CrbDoorbell(crb) if crb.is_busy() => Progress::Execution,
-            Self::CrbDoorbell(_) => Progress::Ready,
+        match &self.file {
+            RegisterFile::Tis(tis, _) => tis.progress(),
+            RegisterFile::Crb(crb) => crb.progress(),
+            RegisterFile::CrbDoorbell(crb) if crb.is_busy() => Progress::Execution,
+            RegisterFile::CrbDoorbell(_) => Progress::Ready,
         }
     }
 
     /// The locality that has the TPM. Without registers for localities it is always the same.
     #[must_use]
     pub fn active_locality(&self) -> Option<Locality> {
-        match self {
-            Self::Tis(tis) => tis.active_locality(),
-            Self::Crb(crb) => crb.active_locality(),
-            Self::CrbDoorbell(_) => Some(Locality::ZERO),
+        match &self.file {
+            RegisterFile::Tis(tis, _) => tis.active_locality(),
+            RegisterFile::Crb(crb) => crb.active_locality(),
+            RegisterFile::CrbDoorbell(_) => Some(Locality::ZERO),
         }
     }
 
     /// The windows of BAR0 that are memory shared with the guest, in ascending order.
     #[must_use]
     pub fn shared_windows(&self) -> &'static [Window] {
-        match self {
-            Self::Tis(_) => &[],
-            Self::Crb(_) => &[COMMAND_BUFFER],
-            Self::CrbDoorbell(_) => &[CONTROL_AREA, COMMAND_BUFFER],
+        match &self.file {
+            RegisterFile::Tis(..) => &[],
+            RegisterFile::Crb(_) => &[COMMAND_BUFFER],
+            RegisterFile::CrbDoorbell(_) => &[CONTROL_AREA, COMMAND_BUFFER],
         }
     }
 
-    /// The memory shared with the guest, if the interface has any.
+    /// The memory.
     #[must_use]
-    pub fn memory(&self) -> Option<&M> {
-        match self {
-            Self::Tis(_) => None,
-            Self::Crb(crb) => Some(crb.memory()),
-            Self::CrbDoorbell(crb) => Some(crb.memory()),
+    pub fn memory(&self) -> &M {
+        match &self.file {
+            RegisterFile::Tis(_, memory) => memory,
+            RegisterFile::Crb(crb) => crb.memory(),
+            RegisterFile::CrbDoorbell(crb) => crb.memory(),
         }
     }
 
-    /// The memory shared with the guest, if the interface has any. After it was exchanged for another, call
-    /// [`place`](Self::place): the interface may have something to say in it.
+    /// The memory. After it was exchanged for another, call [`place`](Self::place): the interface may have something to
+    /// say in it.
     #[must_use]
-    pub fn memory_mut(&mut self) -> Option<&mut M> {
-        match self {
-            Self::Tis(_) => None,
-            Self::Crb(crb) => Some(crb.memory_mut()),
-            Self::CrbDoorbell(crb) => Some(crb.memory_mut()),
+    pub fn memory_mut(&mut self) -> &mut M {
+        match &mut self.file {
+            RegisterFile::Tis(_, memory) => memory,
+            RegisterFile::Crb(crb) => crb.memory_mut(),
+            RegisterFile::CrbDoorbell(crb) => crb.memory_mut(),
         }
     }
 }
@@ -198,21 +216,16 @@ mod tests {
 
     fn tis() -> Registers<Pages> {
         let version = TpmVersion::V2_0;
-        Registers::Tis(Tis::new(TisConfig {
-            version,
-            vendor_id: 0x1014,
-            device_id: 1,
-            revision: 7,
-            guest_locality_4: false,
-        }))
+        let config = TisConfig { version, vendor_id: 0x1014, device_id: 1, revision: 7, guest_locality_4: false };
+        Registers::new(RegisterFile::Tis(Tis::new(config), Pages::new()))
     }
 
     fn crb() -> Registers<Pages> {
-        Registers::Crb(Crb::new(CRB, Pages::new()))
+        Registers::new(RegisterFile::Crb(Crb::new(CRB, Pages::new())))
     }
 
     fn crb_doorbell() -> Registers<Pages> {
-        Registers::CrbDoorbell(CrbDoorbell::new(CRB, Pages::new()))
+        Registers::new(RegisterFile::CrbDoorbell(CrbDoorbell::new(CRB, Pages::new())))
     }
 
     /// An interface in front of a guest.
@@ -335,12 +348,8 @@ mod tests {
     }
 
     #[test]
-    fn only_a_crb_has_memory_and_only_with_a_doorbell_its_start_is_awaited() {
-        for (mut registers, memory, awaited) in
-            [(tis(), false, false), (crb(), true, false), (crb_doorbell(), true, true)]
-        {
-            assert_eq!(registers.memory().is_some(), memory);
-            assert_eq!(registers.memory_mut().is_some(), memory);
+    fn only_with_a_doorbell_the_start_is_awaited() {
+        for (registers, awaited) in [(tis(), false), (crb(), false), (crb_doorbell(), true)] {
             assert_eq!(registers.start_is_awaited(), awaited);
         }
     }

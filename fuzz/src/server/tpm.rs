@@ -9,9 +9,9 @@ use std::time::Duration;
 use vfio_user_tpm::backend::{Backend, BackendError, Done};
 use vfio_user_tpm::device::{self, DeviceOptions, TpmDevice};
 use vfio_user_tpm::engine::Engine;
-use vfio_user_tpm::frontend::Registers;
 use vfio_user_tpm::frontend::crb::{Crb, CrbConfig, CrbDoorbell};
 use vfio_user_tpm::frontend::tis::{Tis, TisConfig};
+use vfio_user_tpm::frontend::{RegisterFile, Registers};
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
 use vfio_user_tpm::shared_pages::SharedPages;
 use vfio_user_tpm::tpm::{BUFFER_SIZE, Header, Locality, TpmVersion};
@@ -49,11 +49,12 @@ pub fn device(tape: &mut Tape<'_>) -> (TpmDevice, Played) {
     let policy = if choices & 2 == 0 { StartupPolicy::None } else { StartupPolicy::Clear };
     let (vendor_id, device_id, revision, guest_locality_4) = (0x1014, 1, 1, choices & 4 != 0);
     let crb = CrbConfig { vendor_id, device_id, revision, guest_locality_4 };
-    let registers = match choices >> 4 & 3 {
-        1 => Registers::Crb(Crb::new(crb, SharedPages::new())),
-        2 => Registers::CrbDoorbell(CrbDoorbell::new(crb, SharedPages::new())),
-        _ => Registers::Tis(Tis::new(TisConfig { version, vendor_id, device_id, revision, guest_locality_4 })),
-    };
+    let tis = || Tis::new(TisConfig { version, vendor_id, device_id, revision, guest_locality_4 });
+    let registers = Registers::new(match choices >> 4 & 3 {
+        1 => RegisterFile::Crb(Crb::new(crb, SharedPages::new())),
+        2 => RegisterFile::CrbDoorbell(CrbDoorbell::new(crb, SharedPages::new())),
+        _ => RegisterFile::Tis(tis(), SharedPages::unmappable()),
+    });
     // Whether an answer waits, and for how long, is the clock's affair; that it comes is not.
     let completion_hold = if choices & 0x40 == 0 { Duration::ZERO } else { Duration::from_millis(1) };
     let played = Played::default();
