@@ -6,7 +6,7 @@ use crate::bar_map::{self, Window};
 use crate::completion_hold::CompletionHold;
 use crate::counters::CommandCounters;
 use crate::engine::Engine;
-use crate::frontend::{Effect, Progress, Registers};
+use crate::frontend::{Effect, LogTooLarge, Progress, Registers};
 use crate::pci::{CONFIG_SIZE, ConfigSpace, Identity, MemoryBar};
 use crate::shared_pages::SharedPages;
 use crate::tpm::Locality;
@@ -133,6 +133,15 @@ impl TpmDevice {
     #[must_use]
     pub fn bar0_address(&self) -> u32 {
         self.config.bar0_address()
+    }
+
+    /// Shows the guest this measurement log, at most [`LOG_SIZE`](crate::frontend::LOG_SIZE) bytes, in place of the one before: now and after each
+    /// reset, until there is another. The rest of the area is zeros. Nothing happens if the device has no area.
+    ///
+    /// # Errors
+    /// [`LogTooLarge`]; nothing has changed.
+    pub fn set_log(&mut self, log: &[u8]) -> Result<(), LogTooLarge> {
+        self.registers.set_log(log)
     }
 
     fn carry_out(&mut self, effect: Effect) {

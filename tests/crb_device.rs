@@ -20,6 +20,9 @@ const QEMU_PATIENCE: Duration = Duration::from_secs(5);
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
+const LOG: u64 = 0x1_0000;
+const LOG_SIZE: usize = 0x1_0000;
+
 fn server(start: Start, args: &[&str]) -> Server {
     let args: Vec<_> = [start.interface()].iter().chain(args).map(Into::into).collect();
     Server::with_args(&args)
@@ -73,7 +76,7 @@ fn an_independent_client_finds_the_memory_and_runs_a_command() {
         let mut client = vfio_user::Client::new(&server.socket()).unwrap();
         let region = client.region(BAR0).unwrap();
         let areas: Vec<_> = region.sparse_areas.iter().map(|area| (area.offset, area.size)).collect();
-        assert_eq!((region.size, areas), (0x2_0000, vec![area]));
+        assert_eq!((region.size, areas), (0x2_0000, vec![area, (LOG, 0x1_0000)]));
         let memory = region.file_offset.as_ref().unwrap().file().try_clone().unwrap();
         memory.write_all_at(&get_random(8), BUFFER).unwrap();
         let mut write = |offset: u64, value: u32| client.region_write(BAR0, offset, &value.to_le_bytes()).unwrap();
@@ -212,6 +215,50 @@ fn a_reset_clears_the_memory_under_the_mapping() {
         ok(&mut crb, &get_random(8));
         crb.client.request(DEVICE_RESET, &[]).ok();
         assert_eq!(crb.read_memory(BUFFER, 4096), [0; 4096], "{start:?}");
+    }
+}
+
+#[test]
+fn the_log_is_the_same_mapped_and_by_accesses_and_is_kept_over_a_disconnection_but_not_over_a_reset() {
+    for start in Start::BOTH {
+        let server = server(start, &[]);
+        let mut crb = mapped(&server, start);
+        assert_eq!(crb.read_memory(LOG, LOG_SIZE), [0; LOG_SIZE], "{start:?}");
+        crb.write_memory(LOG, &[0x5a; LOG_SIZE]);
+        crb.client.region_write(BAR0, LOG + 0xfffc, &[1, 2, 3, 4]);
+        assert_eq!(crb.read_memory(LOG + 0xfffa, 6), [0x5a, 0x5a, 1, 2, 3, 4], "{start:?}");
+        let kept = crb.memory.take().unwrap();
+        drop(crb);
+        let mut next = mapped(&server, start);
+        kept.write_all_at(&[0xee; 16], LOG).unwrap();
+        assert_eq!(next.client.region_read(BAR0, LOG, 16), [0x5a; 16], "{start:?}");
+        assert_eq!(next.read_memory(LOG + 0xfffa, 6), [0x5a, 0x5a, 1, 2, 3, 4], "{start:?}");
+        // What the guest wrote is nothing to the TPM.
+        ok(&mut next, &get_random(8));
+        next.client.request(DEVICE_RESET, &[]).ok();
+        assert_eq!(next.read_memory(LOG, LOG_SIZE), [0; LOG_SIZE], "{start:?}");
+    }
+}
+
+#[test]
+fn without_mapping_the_log_is_memory_all_the_same() {
+    let server = server(Start::Register, &["--no-mmap"]);
+    let mut crb = Crb::unmapped(RawClient::connect(&server.socket()), Start::Register);
+    crb.client.region_write(BAR0, LOG + 1, &[7; 8]);
+    assert_eq!(crb.client.region_read(BAR0, LOG, 10), [0, 7, 7, 7, 7, 7, 7, 7, 7, 0]);
+}
+
+#[test]
+fn a_log_that_is_left_out_reads_ones_and_is_not_to_be_mapped() {
+    for start in Start::BOTH {
+        let server = server(start, &["--no-log"]);
+        let mut crb = mapped(&server, start);
+        crb.client.region_write(BAR0, LOG, &[0; 8]);
+        assert_eq!(crb.client.region_read(BAR0, LOG, 8), [0xff; 8], "{start:?}");
+        ok(&mut crb, &get_random(8));
+        drop(crb);
+        let mut client = vfio_user::Client::new(&server.socket()).unwrap();
+        assert_eq!(client.region(BAR0).unwrap().sparse_areas.len(), 1, "{start:?}");
     }
 }
 

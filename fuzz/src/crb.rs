@@ -2,7 +2,7 @@
 //! a model, and in parallel through export and import.
 
 use vfio_user_tpm::frontend::crb::{Crb, CrbConfig, CrbDoorbell, CrbDoorbellState, CrbState};
-use vfio_user_tpm::frontend::{Effect, RegisterFile, Registers};
+use vfio_user_tpm::frontend::{Effect, LogState, RegisterFile, Registers};
 
 use super::crb_model::Model;
 use super::pages::{Pages, Race};
@@ -113,7 +113,7 @@ impl Pair {
     }
 
     fn rare(&mut self, tape: &mut Tape<'_>) {
-        match tape.below(4) {
+        match tape.below(6) {
             0 => {
                 self.real.reset();
                 self.model.reset();
@@ -128,6 +128,18 @@ impl Pair {
                 self.real.place(address);
                 self.model.place(address);
             }
+            4 => {
+                let log = tape.short();
+                self.real.set_log(log).expect("it is short");
+                self.model.set_log(log);
+            }
+            5 => {
+                let at = tape.choose(&[0xfff8_u64, 0x1_0000, 0x1_1ffe, 0x1_fff8]) + u64::from(tape.below(8));
+                let count = tape.below(80).into();
+                let data = tape.bytes(count);
+                self.write(at, data);
+                self.read(at, data.len());
+            }
             _ => {
                 // From somewhere in the registers to somewhere behind the buffer.
                 let (offset, byte) = (u64::from(tape.u16()) & 0x5fff, tape.byte());
@@ -140,6 +152,9 @@ impl Pair {
     fn migrate(&mut self) {
         let pages = Pages::new();
         let bar0 = self.model.bar0();
+        let json = serde_json::to_string(&self.real.log_state()).expect("plain data");
+        let log: Option<LogState> = serde_json::from_str(&json).expect("just written");
+        assert_eq!(log, self.real.log_state());
         match self.real.file() {
             RegisterFile::Tis(..) => unreachable!("a CRB"),
             RegisterFile::Crb(crb) => {
@@ -162,6 +177,8 @@ impl Pair {
                 self.model.fresh_control_page();
             }
         }
+        self.real.restore_log(log.as_ref()).expect("it was reached");
+        assert_eq!(self.real.log_state(), log);
         self.real.place(bar0);
         self.model.place(bar0);
     }

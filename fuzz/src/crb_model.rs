@@ -6,11 +6,12 @@ use std::collections::VecDeque;
 
 use vfio_user_tpm::frontend::crb::CrbConfig;
 
-use super::pages::Race;
+use super::pages::{Race, SIZE};
 use super::tis_model::{Asked, size_field, words};
 
-/// What of BAR0 is memory: the control area's page and the buffer.
-const MEMORY: std::ops::Range<u64> = 0x8000..0xa000;
+/// What of BAR0 is memory: the control area's page, the buffer, and the log.
+const MEMORY: [std::ops::Range<u64>; 2] = [0x8000..0xa000, 0x1_0000..0x2_0000];
+const LOG: usize = 0x8000;
 const BUFFER: u32 = 0x9000;
 const CANCEL: u32 = 0x8048;
 const START: u32 = 0x804c;
@@ -30,6 +31,8 @@ pub struct Model {
     config: CrbConfig,
     doorbell: bool,
     pub memory: Vec<u8>,
+    /// The server's.
+    log: Vec<u8>,
     races: VecDeque<Race>,
     bar0: u32,
     active: Option<u8>,
@@ -50,7 +53,8 @@ impl Model {
         let mut model = Self {
             config,
             doorbell,
-            memory: vec![0; 0x2000],
+            memory: vec![0; SIZE],
+            log: Vec::new(),
             races: VecDeque::new(),
             bar0: 0,
             active: None,
@@ -70,10 +74,21 @@ impl Model {
 
     pub fn reset(&mut self) {
         let (bar0, established) = (self.bar0, self.established);
-        let mut memory = std::mem::take(&mut self.memory);
+        let (mut memory, log) = (std::mem::take(&mut self.memory), std::mem::take(&mut self.log));
         memory[0x1000..].fill(0);
         *self = Self { memory, bar0, established, ..Self::new(self.config, self.doorbell) };
         self.fresh_control_page();
+        self.set_log(&log);
+    }
+
+    pub fn set_log(&mut self, log: &[u8]) {
+        self.log = log.to_vec();
+        self.memory[LOG..].fill(0);
+        self.memory[LOG..][..log.len()].copy_from_slice(log);
+    }
+
+    fn is_memory(&self, offset: u64) -> bool {
+        MEMORY.iter().any(|part| part.contains(&offset)) && (self.doorbell || offset >= BUFFER.into())
     }
 
     /// Of the doorbell's CRB. With registers, nobody owns that page.
@@ -174,9 +189,8 @@ impl Model {
 
     /// Reading changes nothing, so each byte can be asked for by itself.
     pub fn byte(&self, offset: u64) -> u8 {
-        let is_memory = MEMORY.contains(&offset) && (self.doorbell || offset >= BUFFER.into());
-        if is_memory {
-            return self.memory[usize::try_from(offset - MEMORY.start).expect("small")];
+        if self.is_memory(offset) {
+            return self.memory[usize::try_from(offset - 0x8000).expect("small")];
         }
         let word = if self.doorbell { None } else { self.word(offset & !3) };
         word.map_or(0xff, |word| word.to_le_bytes()[usize::from(offset.to_le_bytes()[0] & 3)])
@@ -224,8 +238,7 @@ impl Model {
 
     /// What is written to the word that `address` is in.
     fn write_word(&mut self, address: u64, bytes: &[u8]) -> Option<Asked> {
-        let is_memory = MEMORY.contains(&address) && (self.doorbell || address >= BUFFER.into());
-        if is_memory {
+        if self.is_memory(address) {
             self.put(u32::try_from(address).expect("small"), bytes);
             return None;
         }

@@ -1,8 +1,8 @@
 //! The device's exported state as it comes back: taken only if a device can be in it, and then it behaves like one.
 
-use vfio_user_tpm::frontend::Effect;
 use vfio_user_tpm::frontend::crb::{Crb, CrbConfig, CrbDoorbell, CrbDoorbellState, CrbState};
 use vfio_user_tpm::frontend::tis::{Tis, TisConfig, TisState};
+use vfio_user_tpm::frontend::{Effect, LOG_SIZE, LogState, RegisterFile, Registers};
 use vfio_user_tpm::pci::{ConfigSpace, ConfigSpaceState, Identity, MemoryBar};
 use vfio_user_tpm::tpm::{BUFFER_SIZE, Header, TpmVersion};
 
@@ -28,6 +28,9 @@ pub fn run(data: &[u8]) {
     }
     if let Ok(state) = serde_json::from_slice::<CrbDoorbellState>(json) {
         crb_doorbell(&state);
+    }
+    if let Ok(state) = serde_json::from_slice::<LogState>(json) {
+        log(config, &state);
     }
     if let Ok(state) = serde_json::from_slice::<ConfigSpaceState>(json) {
         configuration(&state);
@@ -99,6 +102,19 @@ fn crb_doorbell(state: &CrbDoorbellState) {
     assert!(!crb.is_busy());
     assert_eq!(crb.write(0x9000, &COMMAND), None);
     assert!(matches!(crb.write(0x5000, &[1]), Some(Effect::Execute(_))));
+}
+
+fn log(config: CrbConfig, state: &LogState) {
+    let mut registers = Registers::new(RegisterFile::Crb(Crb::new(config, Pages::new())));
+    if let Err(error) = registers.restore_log(Some(state)) {
+        return assert!(!error.to_string().is_empty());
+    }
+    assert_eq!(registers.log_state().as_ref(), Some(state));
+    registers.reset();
+    let mut area = vec![0; LOG_SIZE];
+    registers.read(0x1_0000, &mut area);
+    let (log, rest) = area.split_at(state.server.len());
+    assert!(log == state.server && rest.iter().all(|byte| *byte == 0));
 }
 
 fn configuration(state: &ConfigSpaceState) {

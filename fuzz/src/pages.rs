@@ -5,10 +5,13 @@ use std::collections::VecDeque;
 
 use vfio_user_tpm::frontend::Memory;
 
+/// Bytes from the control area's page to the end of BAR0.
+pub const SIZE: usize = 0x1_8000;
+
 /// What the guest writes, and where.
 pub type Race = (u32, Vec<u8>);
 
-/// The control area's page and the buffer. Each look of the device at it gives the guest the time for one write.
+/// From the control area's page to the end of BAR0. Each look of the device at it gives the guest the time for one write.
 pub struct Pages {
     pub bytes: RefCell<Vec<u8>>,
     pub races: RefCell<VecDeque<Race>>,
@@ -16,7 +19,7 @@ pub struct Pages {
 
 impl Pages {
     pub fn new() -> Self {
-        Self { bytes: vec![0; 0x2000].into(), races: RefCell::default() }
+        Self { bytes: vec![0; SIZE].into(), races: RefCell::default() }
     }
 
     pub fn put(&self, offset: u32, data: &[u8]) {
@@ -38,9 +41,10 @@ impl Memory for Pages {
     }
 }
 
-/// Panics if that is not in one page.
+/// Panics if that is not in one window.
 fn within(offset: u32, length: usize) -> std::ops::Range<usize> {
     let start = offset.checked_sub(0x8000).expect("in the memory") as usize;
-    assert!(start % 0x1000 + length <= 0x1000, "{length} bytes at {offset:#x}");
+    let window = if offset < 0x1_0000 { 0x1000 } else { 0x1_0000 };
+    assert!(offset as usize % window + length <= window, "{length} bytes at {offset:#x}");
     start..start + length
 }

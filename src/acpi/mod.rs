@@ -128,10 +128,12 @@ pub struct TpmDevice {
     identity: Identity,
     interface: Interface,
     version: TpmVersion,
+    has_log: bool,
 }
 
 impl TpmDevice {
-    /// A TPM of `version`, unless it cannot have that interface, or not in that machine.
+    /// A TPM of `version` with an area for the measurement log, unless it cannot have that interface, or not in that
+    /// machine.
     pub fn new(
         placement: Placement,
         identity: Identity,
@@ -144,8 +146,20 @@ impl TpmDevice {
         } else if !interface.is_for_machine(machine) {
             Err(InterfaceError::Machine { interface: interface.name(), machine })
         } else {
-            Ok(Self { placement, identity, interface, version })
+            Ok(Self { placement, identity, interface, version, has_log: true })
         }
+    }
+
+    /// The same without an area for the measurement log.
+    #[must_use]
+    pub fn without_log(self) -> Self {
+        Self { has_log: false, ..self }
+    }
+
+    /// Whether it has an area for the measurement log.
+    #[must_use]
+    pub const fn has_log(&self) -> bool {
+        self.has_log
     }
 
     /// Where in the guest the PCI device sits.

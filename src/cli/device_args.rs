@@ -39,6 +39,10 @@ pub(super) struct DeviceArgs {
     /// PCI vendor and device id, in hexadecimal
     #[arg(long, default_value_t = PciId { vendor: device::VENDOR_ID, device: device::DEVICE_ID }, value_name = "VVVV:DDDD")]
     pci_id: PciId,
+
+    /// Leave out the memory for the measurement log, which the tables name to the operating system
+    #[arg(long)]
+    no_log: bool,
 }
 
 impl DeviceArgs {
@@ -48,7 +52,8 @@ impl DeviceArgs {
         let consent = self.force_behind_bridge.clone().map(|bridge_id| BehindBridge { bridge_id });
         let placement = Placement::new(self.machine, self.pci_address, consent)?;
         let interface = self.interface.unwrap_or(Interface::default_for(self.machine, version));
-        Ok(TpmDevice::new(placement, device::identity(vendor, device), interface, version)?)
+        let device = TpmDevice::new(placement, device::identity(vendor, device), interface, version)?;
+        Ok(if self.no_log { device.without_log() } else { device })
     }
 }
 

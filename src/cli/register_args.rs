@@ -28,7 +28,7 @@ impl RegisterArgs {
         let Identity { vendor_id, device_id, revision_id: revision, .. } = device.identity();
         let crb = CrbConfig { vendor_id, device_id, revision, guest_locality_4 };
         let pages = || if no_mmap { SharedPages::unmappable() } else { SharedPages::new() };
-        Registers::new(match device.interface() {
+        let file = match device.interface() {
             Interface::Tis => {
                 let version = device.version();
                 let tis = Tis::new(TisConfig { version, vendor_id, device_id, revision, guest_locality_4 });
@@ -37,6 +37,7 @@ impl RegisterArgs {
             }
             Interface::Crb => RegisterFile::Crb(Crb::new(crb, pages())),
             Interface::CrbDoorbell => RegisterFile::CrbDoorbell(CrbDoorbell::new(crb, pages())),
-        })
+        };
+        if device.has_log() { Registers::new(file) } else { Registers::without_log(file) }
     }
 }

@@ -24,6 +24,7 @@ const CTRL_REQ: u64 = 0x40;
 const CTRL_START: u64 = 0x4c;
 const DOORBELL: u64 = bar_map::DOORBELL.offset as u64;
 const BUFFER: u64 = bar_map::COMMAND_BUFFER.offset as u64;
+const LOG: u64 = bar_map::LOG.offset as u64;
 const DOORBELL_START: u64 = bar_map::CONTROL_AREA.offset as u64 + CTRL_START;
 
 /// So long that no test sees its end.
@@ -254,15 +255,16 @@ fn a_command_that_is_answered_without_the_tpm_is_not_waited_for() {
 }
 
 #[test]
-fn only_a_crb_has_memory_to_map_and_only_its_windows() {
+fn only_a_crb_has_memory_to_map_and_that_is_its_windows_and_the_log() {
     let area = |kind| {
         let bench = Bench::new(kind, LONG);
         assert!(bench.device.mapping(ffi::VFIO_PCI_CONFIG_REGION_INDEX).is_none());
         bench.device.mapping(BAR0_INDEX).map(|mapping| (mapping.offset, mapping.areas.to_vec()))
     };
+    let log = MappableArea { offset: 0x1_0000, size: 0x1_0000 };
     assert_eq!(area(Kind::Tis), None);
-    assert_eq!(area(Kind::Crb), Some((0, vec![MappableArea { offset: 0x9000, size: 0x1000 }])));
-    assert_eq!(area(Kind::CrbDoorbell), Some((0, vec![MappableArea { offset: 0x8000, size: 0x2000 }])));
+    assert_eq!(area(Kind::Crb), Some((0, vec![MappableArea { offset: 0x9000, size: 0x1000 }, log])));
+    assert_eq!(area(Kind::CrbDoorbell), Some((0, vec![MappableArea { offset: 0x8000, size: 0x2000 }, log])));
 }
 
 #[test]
@@ -277,6 +279,24 @@ fn a_former_client_has_no_more_hold_on_the_memory_and_the_next_finds_what_was_in
         let mut data = [0; 12];
         assert_eq!(bench.device.read(BAR0_INDEX, BUFFER, &mut data), Answer::Now);
         assert_eq!(data, COMMAND, "{kind:?}");
+    }
+}
+
+#[test]
+fn the_log_is_kept_over_a_disconnection_and_is_the_servers_again_after_a_reset() {
+    for kind in KINDS {
+        let mut bench = Bench::new(kind, LONG);
+        let log = |bench: &mut Bench| {
+            let mut data = [0xff; 8];
+            assert_eq!(bench.device.read(BAR0_INDEX, LOG, &mut data), Answer::Now);
+            data
+        };
+        bench.device.set_log(b"log").unwrap();
+        bench.write(LOG + 4, b"and");
+        bench.device.disconnected();
+        assert_eq!(&log(&mut bench), b"log\0and\0", "{kind:?}");
+        bench.device.reset();
+        assert_eq!(&log(&mut bench), b"log\0\0\0\0\0", "{kind:?}");
     }
 }
 

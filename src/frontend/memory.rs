@@ -1,10 +1,12 @@
 //! Memory that the guest and the register file share.
 
-/// Pages of BAR0 that the guest may have mapped ([`CONTROL_AREA`](crate::bar_map::CONTROL_AREA) and
-/// [`COMMAND_BUFFER`](crate::bar_map::COMMAND_BUFFER)): it reads and writes them at any moment, without an access that
-/// we see. What is read twice may be two things.
+use crate::bar_map::Window;
+
+/// Windows of BAR0 that the guest may have mapped ([`CONTROL_AREA`](crate::bar_map::CONTROL_AREA),
+/// [`COMMAND_BUFFER`](crate::bar_map::COMMAND_BUFFER) and [`LOG`](crate::bar_map::LOG)): it reads and writes them at any
+/// moment, without an access that we see. What is read twice may be two things.
 ///
-/// Offsets are BAR0's; an access never leaves the page that it begins in.
+/// Offsets are BAR0's; an access never leaves the window that it begins in.
 pub trait Memory {
     /// Copies what is at `offset` now.
     fn read(&self, offset: u32, data: &mut [u8]);
@@ -13,16 +15,32 @@ pub trait Memory {
     fn write(&mut self, offset: u32, data: &[u8]);
 }
 
+/// Reads those bytes of an access that are in the window.
+pub(super) fn read_window(memory: &impl Memory, window: Window, offset: u64, data: &mut [u8]) {
+    let Some((at, range)) = window.part(offset, data.len()) else { return };
+    if let Some(data) = data.get_mut(range) {
+        memory.read(at, data);
+    }
+}
+
+/// Writes those bytes of an access that are in the window.
+pub(super) fn write_window(memory: &mut impl Memory, window: Window, offset: u64, data: &[u8]) {
+    let Some((at, range)) = window.part(offset, data.len()) else { return };
+    if let Some(data) = data.get(range) {
+        memory.write(at, data);
+    }
+}
+
 #[cfg(test)]
 pub(super) mod pages {
-    //! The two pages as a test has them.
+    //! The windows as a test has them.
 
     use std::cell::RefCell;
 
     use super::Memory;
-    use crate::bar_map::{COMMAND_BUFFER, CONTROL_AREA};
+    use crate::bar_map::{CONTROL_AREA, SIZE, WINDOWS};
 
-    /// Both pages, and what the register file has done to them since somebody last looked.
+    /// From the control area to the end of BAR0, and what the register file has done to them since somebody last looked.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub(in crate::frontend) struct Pages {
         bytes: Vec<u8>,
@@ -33,7 +51,7 @@ pub(super) mod pages {
     impl Pages {
         /// Full of what nobody has cleared yet.
         pub(in crate::frontend) fn new() -> Self {
-            let size = COMMAND_BUFFER.end() - CONTROL_AREA.offset;
+            let size = SIZE - CONTROL_AREA.offset;
             Self { bytes: vec![0x5a; size.try_into().expect("small")], reads: RefCell::default(), writes: Vec::new() }
         }
 
@@ -68,20 +86,20 @@ pub(super) mod pages {
 
     impl Memory for Pages {
         fn read(&self, offset: u32, data: &mut [u8]) {
-            stays_in_its_page(offset, data.len());
+            stays_in_its_window(offset, data.len());
             data.copy_from_slice(self.at(offset, data.len()));
             self.reads.borrow_mut().push((offset, data.len()));
         }
 
         fn write(&mut self, offset: u32, data: &[u8]) {
-            stays_in_its_page(offset, data.len());
+            stays_in_its_window(offset, data.len());
             self.put(offset, data);
             self.writes.push((offset, data.to_vec()));
         }
     }
 
-    fn stays_in_its_page(offset: u32, len: usize) {
-        let last = offset + u32::try_from(len).expect("small") - 1;
-        assert_eq!(offset & !0xfff, last & !0xfff, "{len} bytes at {offset:#x}");
+    fn stays_in_its_window(offset: u32, len: usize) {
+        let inside = WINDOWS.iter().any(|window| window.part(offset.into(), len) == Some((offset, 0..len)));
+        assert!(inside, "{len} bytes at {offset:#x}");
     }
 }

@@ -9,6 +9,7 @@
 
 pub mod crb;
 mod locality;
+mod log_area;
 mod memory;
 mod progress;
 mod registers;
@@ -17,6 +18,7 @@ mod words;
 
 use crate::tpm::Locality;
 pub use locality::{LocalitiesState, LocalitiesStateError};
+pub use log_area::{LOG_SIZE, LogState, LogStateError, LogTooLarge};
 pub use memory::Memory;
 pub use progress::Progress;
 pub use registers::{RegisterFile, Registers};

@@ -1,15 +1,19 @@
 //! The registers behind BAR0, whichever interface the device has.
 
 use super::crb::{Crb, CrbDoorbell};
+use super::log_area::LogArea;
+use super::memory::{self, Memory};
 use super::tis::Tis;
-use super::{Effect, Memory, Progress};
-use crate::bar_map::{COMMAND_BUFFER, CONTROL_AREA, DOORBELL, Window};
+use super::{Effect, LogState, LogStateError, LogTooLarge, Progress};
+use crate::bar_map::{COMMAND_BUFFER, CONTROL_AREA, DOORBELL, LOG, Window};
 use crate::tpm::Locality;
 
 /// The registers behind BAR0, of whichever interface. Offsets are BAR0's ([`bar_map`](crate::bar_map)).
 #[derive(Clone, Debug)]
 pub struct Registers<M> {
     file: RegisterFile<M>,
+    /// Unless the device has none.
+    log: Option<LogArea>,
 }
 
 /// The register file of an interface, and the memory for those windows of BAR0 that have any.
@@ -24,10 +28,19 @@ pub enum RegisterFile<M> {
 }
 
 impl<M: Memory> Registers<M> {
-    /// The registers of this interface.
+    /// The registers of this interface, and an area for the measurement log, which is empty.
     #[must_use]
     pub fn new(file: RegisterFile<M>) -> Self {
-        Self { file }
+        let log = LogArea::default();
+        let mut registers = Self { file, log: Some(log) };
+        registers.show_log();
+        registers
+    }
+
+    /// The registers of this interface alone.
+    #[must_use]
+    pub fn without_log(file: RegisterFile<M>) -> Self {
+        Self { file, log: None }
     }
 
     /// The interface's own.
@@ -43,17 +56,26 @@ impl<M: Memory> Registers<M> {
             RegisterFile::Crb(crb) => crb.read(offset, data),
             RegisterFile::CrbDoorbell(crb) => crb.read(offset, data),
         }
+        for window in self.plain_windows() {
+            memory::read_window(self.memory(), *window, offset, data);
+        }
     }
 
     /// Writes any number of bytes; where the interface has nothing to be written they are dropped. What comes after a
     /// word that has an effect is dropped, too.
     #[must_use]
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Option<Effect> {
-        match &mut self.file {
+        let effect = match &mut self.file {
             RegisterFile::Tis(tis, _) => tis.write(offset, data),
             RegisterFile::Crb(crb) => crb.write(offset, data),
             RegisterFile::CrbDoorbell(crb) => crb.write(offset, data),
+        };
+        if effect.is_none() {
+            for window in self.plain_windows() {
+                memory::write_window(self.memory_mut(), *window, offset, data);
+            }
         }
+        effect
     }
 
     /// The whole command that [`Effect::Execute`] asked to run, until it completes or is aborted; else empty.
@@ -97,13 +119,15 @@ impl<M: Memory> Registers<M> {
     }
 
     /// Power-on. A command that still runs in the backend is forgotten: its result must not be passed to
-    /// [`complete`](Self::complete). Where BAR0 is stays until the next [`place`](Self::place).
+    /// [`complete`](Self::complete). Where BAR0 is stays until the next [`place`](Self::place). The measurement log is
+    /// the server's again.
     pub fn reset(&mut self) {
         match &mut self.file {
             RegisterFile::Tis(tis, _) => tis.reset(),
             RegisterFile::Crb(crb) => crb.reset(),
             RegisterFile::CrbDoorbell(crb) => crb.reset(),
         }
+        self.show_log();
     }
 
     /// Takes over where the guest has put BAR0, 0 for nowhere: a CRB says where its buffer is.
@@ -168,34 +192,92 @@ impl<M: Memory> Registers<M> {
         }
     }
 
-    /// The windows of BAR0 that are memory shared with the guest, in ascending order.
+    /// Shows the guest this measurement log of the server's, now and after each reset, until there is another. At most
+    /// [`LOG_SIZE`](super::LOG_SIZE) bytes; the rest of the area is zeros. What is in the area now is lost. Nothing
+    /// happens where the device has no area.
+    ///
+    /// # Errors
+    /// [`LogTooLarge`]; the log before stays.
+    pub fn set_log(&mut self, log: &[u8]) -> Result<(), LogTooLarge> {
+        if let Some(area) = &mut self.log {
+            area.set(log)?;
+            self.show_log();
+        }
+        Ok(())
+    }
+
+    fn show_log(&mut self) {
+        if let Some(log) = &self.log {
+            log.show(self.file.memory_mut());
+        }
+    }
+
+    /// The measurement log and its area as plain data; `None` if the device has none.
+    #[must_use]
+    pub fn log_state(&self) -> Option<LogState> {
+        Some(self.log.as_ref()?.state(self.memory()))
+    }
+
+    /// Makes the measurement log what [`log_state`](Self::log_state) gave.
+    ///
+    /// # Errors
+    /// [`LogStateError`] for what is none, and for a state of a device that has an area if this one has none, or the
+    /// other way round. Nothing has changed then.
+    pub fn restore_log(&mut self, state: Option<&LogState>) -> Result<(), LogStateError> {
+        self.log = match (&self.log, state) {
+            (Some(_), Some(state)) => Some(LogArea::from_state(state, self.file.memory_mut())?),
+            (None, None) => None,
+            _ => return Err(LogStateError::OtherDevice),
+        };
+        Ok(())
+    }
+
+    /// The windows of BAR0 that are memory and nothing else: what is written there has no effect but to be there.
+    fn plain_windows(&self) -> &'static [Window] {
+        if self.log.is_some() { &[LOG] } else { &[] }
+    }
+
+    /// The windows of BAR0 that are memory to be mapped into the guest, in ascending order. A part of the region that is
+    /// mapped makes QEMU post no more writes to the rest (11.1), and those are what TIS lives on.
     #[must_use]
     pub fn shared_windows(&self) -> &'static [Window] {
-        match &self.file {
-            RegisterFile::Tis(..) => &[],
-            RegisterFile::Crb(_) => &[COMMAND_BUFFER],
-            RegisterFile::CrbDoorbell(_) => &[CONTROL_AREA, COMMAND_BUFFER],
+        match (&self.file, &self.log) {
+            (RegisterFile::Tis(..), _) => &[],
+            (RegisterFile::Crb(_), None) => &[COMMAND_BUFFER],
+            (RegisterFile::Crb(_), Some(_)) => &[COMMAND_BUFFER, LOG],
+            (RegisterFile::CrbDoorbell(_), None) => &[CONTROL_AREA, COMMAND_BUFFER],
+            (RegisterFile::CrbDoorbell(_), Some(_)) => &[CONTROL_AREA, COMMAND_BUFFER, LOG],
         }
     }
 
     /// The memory.
     #[must_use]
     pub fn memory(&self) -> &M {
-        match &self.file {
-            RegisterFile::Tis(_, memory) => memory,
-            RegisterFile::Crb(crb) => crb.memory(),
-            RegisterFile::CrbDoorbell(crb) => crb.memory(),
-        }
+        self.file.memory()
     }
 
     /// The memory. After it was exchanged for another, call [`place`](Self::place): the interface may have something to
     /// say in it.
     #[must_use]
     pub fn memory_mut(&mut self) -> &mut M {
-        match &mut self.file {
-            RegisterFile::Tis(_, memory) => memory,
-            RegisterFile::Crb(crb) => crb.memory_mut(),
-            RegisterFile::CrbDoorbell(crb) => crb.memory_mut(),
+        self.file.memory_mut()
+    }
+}
+
+impl<M: Memory> RegisterFile<M> {
+    fn memory(&self) -> &M {
+        match self {
+            Self::Tis(_, memory) => memory,
+            Self::Crb(crb) => crb.memory(),
+            Self::CrbDoorbell(crb) => crb.memory(),
+        }
+    }
+
+    fn memory_mut(&mut self) -> &mut M {
+        match self {
+            Self::Tis(_, memory) => memory,
+            Self::Crb(crb) => crb.memory_mut(),
+            Self::CrbDoorbell(crb) => crb.memory_mut(),
         }
     }
 }
@@ -203,6 +285,7 @@ impl<M: Memory> Registers<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frontend::LOG_SIZE;
     use crate::frontend::crb::CrbConfig;
     use crate::frontend::memory::pages::Pages;
     use crate::frontend::tis::TisConfig;
@@ -344,6 +427,110 @@ mod tests {
             let mut byte = [0x5a];
             registers.read(0, &mut byte);
             assert_eq!(byte, [expected]);
+        }
+    }
+
+    const LOG_START: u64 = LOG.offset as u64;
+
+    fn read(registers: &mut Registers<Pages>, offset: u64, len: usize) -> Vec<u8> {
+        let mut data = vec![0x5a; len];
+        registers.read(offset, &mut data);
+        data
+    }
+
+    fn log_area(registers: &mut Registers<Pages>) -> Vec<u8> {
+        read(registers, LOG_START, LOG_SIZE)
+    }
+
+    fn shown(log: &[u8]) -> Vec<u8> {
+        let mut area = log.to_vec();
+        area.resize(LOG_SIZE, 0);
+        area
+    }
+
+    #[test]
+    fn the_log_is_memory_that_begins_with_zeros_whatever_the_interface() {
+        for mut registers in [tis(), crb(), crb_doorbell()] {
+            assert_eq!(log_area(&mut registers), shown(&[]));
+            assert_eq!(registers.write(LOG_START - 2, &[1, 2, 3, 4]), None);
+            assert_eq!(registers.write(LOG_START + 0xfffe, &[5, 6, 7, 8]), None);
+            assert_eq!(read(&mut registers, LOG_START - 2, 5), [0xff, 0xff, 3, 4, 0]);
+            assert_eq!(read(&mut registers, LOG_START + 0xfffd, 5), [0, 5, 6, 0xff, 0xff]);
+        }
+    }
+
+    #[test]
+    fn without_a_log_its_window_reads_ones_and_takes_nothing() {
+        for with in [tis(), crb(), crb_doorbell()] {
+            let mut registers = Registers::without_log(with.file);
+            assert_eq!(registers.set_log(&vec![0; LOG_SIZE + 1]), Ok(()));
+            assert_eq!(registers.write(LOG_START, &[1; 8]), None);
+            registers.reset();
+            assert_eq!(log_area(&mut registers), vec![0xff; LOG_SIZE]);
+            assert!(!registers.shared_windows().contains(&LOG));
+            assert_eq!(registers.log_state(), None);
+        }
+    }
+
+    #[test]
+    fn what_follows_an_effect_does_not_reach_the_log() {
+        for mut interface in Interface::all() {
+            for (offset, data) in &interface.before {
+                assert_eq!(interface.registers.write(*offset, data), None);
+            }
+            let (offset, byte) = interface.start;
+            let mut wide = vec![0; LOG_SIZE];
+            wide[0] = byte;
+            wide[usize::try_from(LOG_START - offset).expect("small")] = 0x5a;
+            assert!(interface.registers.write(offset, &wide).is_some());
+            assert_eq!(log_area(&mut interface.registers), shown(&[]));
+        }
+    }
+
+    #[test]
+    fn a_reset_brings_the_servers_log_back() {
+        for mut registers in [tis(), crb(), crb_doorbell()] {
+            registers.set_log(b"the server's log").unwrap();
+            assert_eq!(registers.write(LOG_START, b"another"), None);
+            assert_eq!(registers.write(LOG_START + 0x8000, b"and more"), None);
+            assert_ne!(log_area(&mut registers), shown(b"the server's log"));
+            registers.reset();
+            assert_eq!(log_area(&mut registers), shown(b"the server's log"));
+        }
+    }
+
+    #[test]
+    fn a_new_log_takes_the_place_of_all_that_is_there() {
+        for mut registers in [tis(), crb(), crb_doorbell()] {
+            assert_eq!(registers.write(LOG_START + 0xfff0, b"the guest's"), None);
+            for log in [&vec![7; LOG_SIZE][..], b"short", b""] {
+                registers.set_log(log).unwrap();
+                assert_eq!(log_area(&mut registers), shown(log));
+            }
+        }
+    }
+
+    #[test]
+    fn a_log_that_is_larger_than_its_area_is_refused() {
+        let mut registers = crb();
+        registers.set_log(b"before").unwrap();
+        let refusal = registers.set_log(&vec![7; LOG_SIZE + 1]).unwrap_err().to_string();
+        assert_eq!(refusal, "the measurement log has 65537 bytes: expected at most 65536");
+        registers.reset();
+        assert_eq!(log_area(&mut registers), shown(b"before"));
+    }
+
+    #[test]
+    fn the_log_and_what_the_guest_made_of_it_can_be_exported_and_imported() {
+        for (mut registers, mut copy) in [(tis(), tis()), (crb(), crb()), (crb_doorbell(), crb_doorbell())] {
+            registers.set_log(b"the server's log").unwrap();
+            assert_eq!(registers.write(LOG_START + 4, b"guest's "), None);
+            let state = registers.log_state().unwrap();
+            copy.restore_log(Some(&state)).unwrap();
+            assert_eq!(copy.log_state().as_ref(), Some(&state));
+            assert_eq!(log_area(&mut copy), shown(b"the guest's  log"));
+            copy.reset();
+            assert_eq!(log_area(&mut copy), shown(b"the server's log"));
         }
     }
 

@@ -65,22 +65,6 @@ pub(super) fn clear(memory: &mut impl Memory, page: Window) {
     memory.write(page.offset, &[0; BUFFER_SIZE]);
 }
 
-/// Reads those bytes of an access that are in the window.
-pub(super) fn read_window(memory: &impl Memory, window: Window, offset: u64, data: &mut [u8]) {
-    let Some((at, range)) = window.part(offset, data.len()) else { return };
-    if let Some(data) = data.get_mut(range) {
-        memory.read(at, data);
-    }
-}
-
-/// Writes those bytes of an access that are in the window.
-pub(super) fn write_window(memory: &mut impl Memory, window: Window, offset: u64, data: &[u8]) {
-    let Some((at, range)) = window.part(offset, data.len()) else { return };
-    if let Some(data) = data.get(range) {
-        memory.write(at, data);
-    }
-}
-
 /// The address of the buffer when BAR0 is at `bar0_address`; 0 when that is nowhere.
 pub(super) fn address(bar0_address: u32) -> u64 {
     match bar0_address {

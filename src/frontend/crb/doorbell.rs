@@ -8,7 +8,7 @@ use super::buffer::{self, Command};
 use super::registers::{CANCEL, CTRL_CANCEL, CTRL_REQ, CTRL_START, START};
 use super::standing::Standing;
 use crate::bar_map::{COMMAND_BUFFER, CONTROL_AREA, CONTROL_AREA_START, DOORBELL};
-use crate::frontend::{Effect, Memory};
+use crate::frontend::{Effect, Memory, memory};
 use crate::tpm::{Fault, Locality};
 
 pub use state::{CrbDoorbellState, RunningCommand};
@@ -75,8 +75,8 @@ impl<M: Memory> CrbDoorbell<M> {
     /// Reads any number of bytes. What is not memory gives 0xff.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
-        buffer::read_window(&self.memory, CONTROL_AREA, offset, data);
-        buffer::read_window(&self.memory, COMMAND_BUFFER, offset, data);
+        memory::read_window(&self.memory, CONTROL_AREA, offset, data);
+        memory::read_window(&self.memory, COMMAND_BUFFER, offset, data);
     }
 
     /// Writes any number of bytes; what is neither memory nor the doorbell drops them. What comes after the doorbell,
@@ -89,8 +89,8 @@ impl<M: Memory> CrbDoorbell<M> {
                 return effect;
             }
         }
-        buffer::write_window(&mut self.memory, CONTROL_AREA, offset, data);
-        buffer::write_window(&mut self.memory, COMMAND_BUFFER, offset, data);
+        memory::write_window(&mut self.memory, CONTROL_AREA, offset, data);
+        memory::write_window(&mut self.memory, COMMAND_BUFFER, offset, data);
         None
     }
 

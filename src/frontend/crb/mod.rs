@@ -31,6 +31,7 @@ mod state;
 mod tests;
 
 use super::locality::{self, Localities, PAGE};
+use super::memory;
 use super::words::{read_lanes, words, written_lanes};
 use super::{Effect, Memory, Progress};
 use crate::bar_map::COMMAND_BUFFER;
@@ -115,7 +116,7 @@ impl<M: Memory> Crb<M> {
                 }
             }
         }
-        buffer::read_window(&self.memory, COMMAND_BUFFER, offset, data);
+        memory::read_window(&self.memory, COMMAND_BUFFER, offset, data);
     }
 
     /// Writes any number of bytes; where nothing can be written they are dropped.
@@ -129,7 +130,7 @@ impl<M: Memory> Crb<M> {
             self.write_word(locality, register, word.lane, data.get(word.range)?)
         });
         if effect.is_none() {
-            buffer::write_window(&mut self.memory, COMMAND_BUFFER, offset, data);
+            memory::write_window(&mut self.memory, COMMAND_BUFFER, offset, data);
         }
         effect
     }
