@@ -5,6 +5,7 @@ mod acpi;
 use acpi::interpreter::{ConfigSpace, EMPTY, Script, Value, WORKING};
 use acpi::{Q35, VARIANTS, VIRT, Variant, table};
 use vfio_user_tpm::acpi::{Interface, TpmDevice};
+use vfio_user_tpm::tpm::TpmVersion;
 
 /// Another vendor's device.
 const FOREIGN: ConfigSpace = ConfigSpace { id: 0x10d3_8086, ..WORKING };
@@ -113,58 +114,103 @@ fn the_initramfs_ssdt_has_no_tpm_where_there_is_none() {
     }
 }
 
-/// The TPM2 table as it is added, with this control area and the checksum that it then has to have.
-fn tpm2_with(device: &TpmDevice, control_area: u32) -> Vec<u8> {
-    let mut table = table(device, "tpm2.aml");
-    table[40..44].copy_from_slice(&control_area.to_le_bytes());
-    table[9] = 0;
-    table[9] = table.iter().fold(0, |sum: u8, byte| sum.wrapping_sub(*byte));
-    table
+/// The devices whose table of the TCG's is filled in, and what of it: the file, the fields with what is there in the BAR.
+struct Patched {
+    device: TpmDevice,
+    file: &'static str,
+    /// Where there is an address in the table, and the offset in the BAR of what it is of.
+    addresses: Vec<(usize, u32)>,
+    /// Where there is a number in the table, and which.
+    numbers: Vec<(usize, u32)>,
 }
 
-/// The CRBs, and the offset in the BAR of each one's control area.
-const CONTROL_AREAS: [(Interface, u32); 2] = [(Interface::Crb, 0x40), (Interface::CrbDoorbell, 0x8040)];
+impl Patched {
+    fn all() -> [Self; 6] {
+        let patched = |device, file, addresses, numbers| Self { device, file, addresses, numbers };
+        let log = vec![(64, 0x1_0000)];
+        let version = TpmVersion::V1_2;
+        [
+            patched(crb(Interface::Tis), "tpm2.aml", vec![(68, 0x1_0000)], log.clone()),
+            patched(Variant { version, ..Q35 }.device(), "tcpa.aml", vec![(42, 0x1_0000)], vec![(38, 0x1_0000)]),
+            patched(crb(Interface::Crb), "tpm2.aml", vec![(40, 0x40), (68, 0x1_0000)], log.clone()),
+            patched(doorbell(), "tpm2.aml", vec![(40, 0x8040), (68, 0x1_0000)], log),
+            patched(crb(Interface::Crb).without_log(), "tpm2.aml", vec![(40, 0x40)], vec![]),
+            patched(doorbell().without_log(), "tpm2.aml", vec![(40, 0x8040)], vec![]),
+        ]
+    }
 
-#[test]
-fn the_tpm2_table_learns_the_control_area_from_the_bar_and_keeps_a_right_checksum() {
-    for (interface, offset) in CONTROL_AREAS {
-        let device = crb(interface);
-        // Each after the others: nothing of the one before may be left.
-        let bars = [0xfeb4_0000, 0xfeb4_0000, 0x8000_0000, 0xfffe_0000, 0x0002_0000, 0xc0fe_0008];
-        let script = bars
-            .into_iter()
-            .fold(Script::new(&device), |script, bar0| script.config(ConfigSpace { bar0, ..WORKING }).ini().tpm2());
-        let expected = bars.map(|bar0| Value::Buffer(tpm2_with(&device, (bar0 & !0xf) + offset)));
-        assert_eq!(script.run(&device), expected, "{interface:?}");
+    /// The table as it is added.
+    fn added(&self) -> Vec<u8> {
+        table(&self.device, self.file)
+    }
+
+    /// The table for a BAR at this address, with the checksum that it then has to have.
+    fn table_at(&self, bar0: u32) -> Vec<u8> {
+        let mut table = self.added();
+        let addresses = self.addresses.iter().map(|(at, offset)| (*at, bar0 + offset));
+        for (at, value) in addresses.chain(self.numbers.iter().copied()) {
+            table[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        table[9] = 0;
+        table[9] = table.iter().fold(0, |sum: u8, byte| sum.wrapping_sub(*byte));
+        table
     }
 }
 
 #[test]
-fn crs_brings_the_tpm2_table_up_to_date() {
-    for (interface, offset) in CONTROL_AREAS {
-        let device = crb(interface);
+fn the_table_learns_addresses_from_the_bar_and_keeps_a_right_checksum() {
+    for patched in Patched::all() {
+        // Each after the others: nothing of the one before may be left.
+        let bars = [0xfeb4_0000, 0xfeb4_0000, 0x8000_0000, 0xfffe_0000, 0x0002_0000, 0xc0fe_0008];
+        let device = &patched.device;
+        let script = bars
+            .into_iter()
+            .fold(Script::new(device), |script, bar0| script.config(ConfigSpace { bar0, ..WORKING }).ini().table());
+        let expected = bars.map(|bar0| Value::Buffer(patched.table_at(bar0 & !0xf)));
+        assert_eq!(script.run(device), expected, "{device:?}");
+    }
+}
+
+#[test]
+fn crs_brings_the_table_up_to_date() {
+    for patched in Patched::all() {
+        let device = &patched.device;
         let moved = ConfigSpace { bar0: 0xc0fe_0000, ..WORKING };
-        let values = Script::new(&device).config(WORKING).ini().config(moved).crs_base().tpm2().run(&device);
-        let expected = [Value::Integer(0xc0fe_0000), Value::Buffer(tpm2_with(&device, 0xc0fe_0000 + offset))];
-        assert_eq!(values, expected, "{interface:?}");
+        let values = Script::new(device).config(WORKING).ini().config(moved).crs_base().table().run(device);
+        let expected = [Value::Integer(0xc0fe_0000), Value::Buffer(patched.table_at(0xc0fe_0000))];
+        assert_eq!(values, expected, "{device:?}");
     }
 }
 
 #[test]
 fn behind_a_bridge_it_is_the_same() {
     let device = Variant { path: "06.1/00.0", bridge_id: Some("rp0"), interface: Interface::Crb, ..Q35 }.device();
-    let tables = Script::new(&device).config(WORKING).ini().tpm2().run(&device);
-    assert_eq!(tables, [Value::Buffer(tpm2_with(&device, 0xfeb4_0040))]);
+    let [_, _, crb, ..] = Patched::all();
+    let tables = Script::new(&device).config(WORKING).ini().table().run(&device);
+    assert_eq!(tables, [Value::Buffer(crb.table_at(0xfeb4_0000))]);
 }
 
 #[test]
-fn without_the_tpm_the_tpm2_table_stays_as_it_is() {
-    for interface in [Interface::Crb, Interface::CrbDoorbell] {
-        let device = crb(interface);
-        for config in [FOREIGN, WITHOUT_ADDRESS, EMPTY] {
-            let values = Script::new(&device).config(config).ini().crs_base().tpm2().run(&device);
-            assert_eq!(values[1], Value::Buffer(table(&device, "tpm2.aml")), "{interface:?} {:#x}", config.id);
+fn without_the_tpm_the_table_stays_as_it_is() {
+    for patched in Patched::all() {
+        let device = &patched.device;
+        let script = [FOREIGN, WITHOUT_ADDRESS, EMPTY]
+            .into_iter()
+            .fold(Script::new(device), |script, config| script.config(config).ini().crs_base().table());
+        let values = script.run(device);
+        for value in values.into_iter().skip(1).step_by(2) {
+            assert_eq!(value, Value::Buffer(patched.added()), "{device:?}");
         }
+    }
+}
+
+#[test]
+fn with_neither_log_nor_control_area_the_table_stays_as_it_is_and_nothing_reaches_for_it() {
+    for version in [TpmVersion::V2_0, TpmVersion::V1_2] {
+        let device = Variant { version, ..Q35 }.device().without_log();
+        let ssdt = table(&device, "ssdt.aml");
+        assert!(!ssdt.windows(4).any(|name| name == b"PTCH" || name == b"_INI"), "{version}");
+        assert_eq!(evaluate(&device, WORKING).base, 0xfeb4_0000);
     }
 }
 

@@ -8,7 +8,7 @@ use acpi_tables::aml::{
 use acpi_tables::{Aml, AmlSink};
 
 use super::TpmDevice;
-use super::crb::ControlArea;
+use super::patch::Patch;
 use super::ssdt::{self, Additions, named, path};
 use super::table::Table;
 use crate::bar_map;
@@ -23,14 +23,13 @@ const QUERY_AND_START: u8 = 1 << 0 | 1 << 1;
 
 /// The SSDT of a CRB whose control area has a page of its own and whose commands start by the doorbell.
 pub(super) fn ssdt(device: &TpmDevice) -> Table {
-    let control_area = ControlArea { bar_offset: bar_map::CONTROL_AREA.offset + bar_map::CONTROL_AREA_START };
     ssdt::table(
         device,
         device.interface().oem_table(),
         &Additions {
             in_pci_device: vec![&Doorbell],
-            objects: vec![&control_area, &Dsm],
-            in_crs: vec![&ControlArea::update()],
+            patch: Patch::of(device),
+            objects: vec![&Dsm],
             ..Additions::default()
         },
     )

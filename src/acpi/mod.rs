@@ -4,15 +4,15 @@
 //! The TPM is an ACPI device below the node that the VMM's own tables have for the PCI device, so its `_CRS` can read
 //! the PCI device's BAR when it is asked, and an operating system sees the window inside that BAR.
 //!
-//! One file for each kind of table. Of the SSDT, `ssdt.rs` has what all interfaces have in common, which is all that TIS needs;
-//! a further interface is a variant of [`Interface`] and a file with what it adds.
+//! One file for each kind of table. Of the SSDT, `ssdt.rs` has what all interfaces have in common, and `patch.rs` what it fills
+//! into the TCG's table; a further interface is a variant of [`Interface`], and a file with what it adds.
 
 #![forbid(unsafe_code)]
 
-mod crb;
 mod crb_doorbell;
 mod initramfs;
 mod machine;
+mod patch;
 mod pci_address;
 mod placement;
 mod ssdt;
@@ -29,6 +29,7 @@ use crate::pci::Identity;
 use crate::tpm::TpmVersion;
 
 pub use machine::{Machine, UnknownMachine, Vmm};
+use patch::Patch;
 pub use pci_address::{PciAddress, PciPath, PciPathError};
 pub use placement::{BehindBridge, Placement, PlacementError};
 use table::OemTable;
@@ -91,6 +92,16 @@ impl Interface {
         match self {
             Self::Tis => true,
             Self::Crb | Self::CrbDoorbell => machine.adds_tables(),
+        }
+    }
+
+    /// Where in BAR0 the control area is, for those that have one. Linux uses the localities of a CRB whose control area is
+    /// 0x40 bytes from the start of `_CRS`.
+    const fn control_area(self) -> Option<u32> {
+        match self {
+            Self::Tis => None,
+            Self::Crb => Some(bar_map::LOCALITIES.offset + bar_map::CONTROL_AREA_START),
+            Self::CrbDoorbell => Some(bar_map::CONTROL_AREA.offset + bar_map::CONTROL_AREA_START),
         }
     }
 
@@ -219,8 +230,10 @@ pub fn tables(device: &TpmDevice) -> Vec<Table> {
         return initramfs_ssdt(device).into_iter().collect();
     }
     let ssdt = match device.interface {
-        Interface::Tis => ssdt::table(device, device.interface.oem_table(), &ssdt::Additions::default()),
-        Interface::Crb => crb::ssdt(device),
+        Interface::Tis | Interface::Crb => {
+            let additions = ssdt::Additions { patch: Patch::of(device), ..ssdt::Additions::default() };
+            ssdt::table(device, device.interface.oem_table(), &additions)
+        }
         Interface::CrbDoorbell => crb_doorbell::ssdt(device),
     };
     let of_version = match device.version {

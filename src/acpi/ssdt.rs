@@ -1,4 +1,4 @@
-//! The SSDT, as far as it is the same for each interface, which is all of it for the FIFO interface (TIS). The source form is
+//! The SSDT, as far as it is the same for each interface, which is all of it but for the CRB with ACPI start. The source form is
 //! in `tests/golden/`, as `ssdt.asl` for each variant, held equal by a test.
 
 use acpi_tables::aml::FieldEntry::Reserved;
@@ -10,6 +10,7 @@ use acpi_tables::aml::{
 use acpi_tables::{Aml, AmlSink};
 
 use super::TpmDevice;
+use super::patch::Patch;
 use super::table::{self, OemTable, Table};
 use crate::pci::Identity;
 use crate::tpm::TpmVersion;
@@ -40,19 +41,22 @@ pub(super) struct Additions<'a> {
     pub(super) hardware_id: Option<&'a dyn Aml>,
     /// Objects of the PCI device, in whose scope its configuration space is reached.
     pub(super) in_pci_device: Vec<&'a dyn Aml>,
-    /// Objects of the device `TPM`.
+    /// What the SSDT fills into the TCG's table.
+    pub(super) patch: Option<Patch>,
+    /// Further objects of the device `TPM`.
     pub(super) objects: Vec<&'a dyn Aml>,
     /// What `_STA` does first.
     pub(super) in_sta: Vec<&'a dyn Aml>,
     /// What must not be 0 for `_CRS` to look for the BAR.
     pub(super) crs_if: Option<&'a dyn Aml>,
-    /// What `_CRS` does as well if the BAR has an address.
-    pub(super) in_crs: Vec<&'a dyn Aml>,
 }
 
 /// The SSDT that adds the device `TPM` below the PCI device's node.
 pub(super) fn table(device: &TpmDevice, oem_table: OemTable, additions: &Additions<'_>) -> Table {
-    let Additions { hardware_id, in_pci_device, objects, in_sta, crs_if, in_crs } = additions;
+    let Additions { hardware_id, in_pci_device, patch, objects, in_sta, crs_if } = additions;
+    let patch: Vec<_> = patch.iter().map(|patch| patch as &dyn Aml).collect();
+    let update = Patch::update();
+    let in_crs: Vec<_> = patch.iter().map(|_| &update as &dyn Aml).collect();
     let of_version = hardware_id_of(device.version());
     let mut body = Vec::new();
     Scope::new(
@@ -70,7 +74,8 @@ pub(super) fn table(device: &TpmDevice, oem_table: OemTable, additions: &Additio
                     &Name::new(path("_STR"), &unicode(&format!("TPM {} Device", device.version()))),
                     &Name::new(path("_UID"), &1_u8),
                     &Sta { first: Terms(in_sta), identity: device.identity() },
-                    &Crs { length: device.interface().crs_length(), only_if: *crs_if, further: Terms(in_crs) },
+                    &Crs { length: device.interface().crs_length(), only_if: *crs_if, further: Terms(&in_crs) },
+                    &Terms(&patch),
                     &Terms(objects),
                 ],
             ),
@@ -122,6 +127,7 @@ impl Aml for Sta<'_> {
 struct Crs<'a> {
     length: u32,
     only_if: Option<&'a dyn Aml>,
+    /// What it does as well if the BAR has an address.
     further: Terms<'a>,
 }
 

@@ -23,6 +23,15 @@ pub(super) struct OemTable {
     pub(super) revision: u32,
 }
 
+/// Where a table says where the measurement log is, in bytes from its start.
+#[derive(Clone, Copy)]
+pub(super) struct LogFields {
+    /// LAML, the log area's minimum length, 32 bits.
+    pub(super) length_at: usize,
+    /// LASA, the log area's start address, 64 bits.
+    pub(super) address_at: usize,
+}
+
 /// `body` behind a header with the signature, the revision of the table's format, and the OEM's name for this table.
 pub(super) fn bytes(signature: [u8; 4], revision: u8, oem_table: OemTable, body: &[u8]) -> Vec<u8> {
     let OemTable { id, revision: oem_revision } = oem_table;

@@ -1,13 +1,16 @@
 //! The TPM2 table (TCG ACPI Specification 1.3, "TPM2 Table"): that there is a 2.0 TPM, and how a command is started.
 
 use super::Interface;
-use super::table::{self, Table};
+use super::table::{self, LogFields, Table};
 
 const REVISION: u8 = 4;
 const PLATFORM_CLASS_CLIENT: u16 = 0;
 /// No control area: with the FIFO interface there is none, and that of a CRB lies in a BAR that has no address yet. The SSDT
-/// fills it in (`crb.rs`).
+/// fills it in (`patch.rs`).
 const CONTROL_AREA: u64 = 0;
+/// Where that is in the table, in bytes.
+pub(super) const CONTROL_AREA_AT: usize = 40;
+pub(super) const LOG_AREA: LogFields = LogFields { length_at: 64, address_at: 68 };
 
 /// How a command is started (TCG ACPI Specification 1.3, "TPM2 Table", start method).
 const fn start_method(interface: Interface) -> u32 {
@@ -21,7 +24,7 @@ const fn start_method(interface: Interface) -> u32 {
 /// The table of a TPM with this interface, 76 bytes.
 ///
 /// The log area's fields are there, as ACPICA demands of revision 4, but empty: firmware may clear what a static table
-/// names as the log area (SeaBIOS does), so none can be named before the guest's ACPI interpreter runs.
+/// names as the log area (SeaBIOS does), so none is named before the guest's ACPI interpreter runs (`patch.rs`).
 pub(super) fn table(interface: Interface) -> Table {
     let mut body = Vec::with_capacity(40);
     body.extend(PLATFORM_CLASS_CLIENT.to_le_bytes());

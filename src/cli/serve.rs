@@ -368,12 +368,14 @@ fn attendant(
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use serde_json::Value;
 
     use super::super::Cli;
     use super::*;
     use crate::acpi::Interface;
+    use crate::bar_map;
     use crate::description::Source;
-    use crate::tpm::TpmVersion;
+    use crate::tpm::{Header, TpmVersion};
 
     fn config(args: &[&str]) -> anyhow::Result<Config> {
         let args = ["vfio-user-tpm"].iter().chain(args);
@@ -420,6 +422,38 @@ mod tests {
         registers.read(0xf00, &mut ids);
         assert_eq!(ids, [0x36, 0x1b, 0x42, 0]);
         assert_eq!(config.device.identity().vendor_id, 0x1b36);
+    }
+
+    #[test]
+    fn the_windows_that_the_description_calls_served_are_those_where_something_is() {
+        for flags in [
+            &["--interface=tis"][..],
+            &["--interface=crb"],
+            &["--interface=crb-doorbell"],
+            &["--interface=tis", "--no-log"],
+            &["--interface=crb", "--no-log"],
+            &["--interface=crb-doorbell", "--no-log"],
+            &["--tpm-version=1.2"],
+            &["--machine=virt"],
+        ] {
+            let config = config(&[&["--socket-path=/s", "--description=/d"], flags].concat()).unwrap();
+            let (description, folder) = config.description.unwrap();
+            let json: Value = serde_json::from_str(&description.tpm_json(&folder).unwrap()).unwrap();
+            let served: Vec<_> = json["bar0"]["windows"].as_array().unwrap().iter().map(|it| &it["served"]).collect();
+            let mut registers = config.registers.registers(&config.device);
+            let command = Header { tag: 0x8001, size: 10, code: 0x17b }.to_bytes();
+            assert_eq!(registers.write(bar_map::COMMAND_BUFFER.offset.into(), &command), None);
+            let found = bar_map::WINDOWS.map(|window| {
+                let mut bytes = vec![0; window.length as usize];
+                registers.read(window.offset.into(), &mut bytes);
+                let rings = registers.write(window.offset.into(), &[1]).is_some();
+                let is_memory = registers.shared_windows().contains(&window);
+                let is_there = rings || bytes.iter().any(|byte| *byte != 0xff);
+                assert!(is_there || !is_memory, "{flags:?}: {window:?}");
+                is_there
+            });
+            assert_eq!(served, found.iter().collect::<Vec<_>>(), "{flags:?}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{Description, Source, initramfs};
-use crate::acpi::{Interface, Table};
+use crate::acpi::{Interface, Table, TpmDevice};
 use crate::bar_map::{self, Window};
 
 pub(super) const FILE: &str = "tpm.json";
@@ -155,7 +155,7 @@ pub(super) fn render(description: &Description, folder: &str, arguments: Argumen
         },
         bar0: Bar {
             size: bar_map::SIZE,
-            windows: bar_map::WINDOWS.iter().map(|window| bar_window(*window, device.interface())).collect(),
+            windows: bar_map::WINDOWS.iter().map(|window| bar_window(*window, device)).collect(),
         },
         acpi: Acpi {
             parent: placement.acpi_node(),
@@ -207,12 +207,13 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().fold(String::new(), hex)
 }
 
-fn bar_window(window: Window, interface: Interface) -> BarWindow {
-    let served: &[Window] = match interface {
+fn bar_window(window: Window, device: &TpmDevice) -> BarWindow {
+    let of_interface: &[Window] = match device.interface() {
         Interface::Tis => &[bar_map::LOCALITIES],
         Interface::Crb => &[bar_map::LOCALITIES, bar_map::COMMAND_BUFFER],
         Interface::CrbDoorbell => &[bar_map::DOORBELL, bar_map::CONTROL_AREA, bar_map::COMMAND_BUFFER],
     };
+    let served = of_interface.contains(&window) || (window == bar_map::LOG && device.has_log());
     let Window { name, offset, length } = window;
-    BarWindow { name, offset, length, served: served.contains(&window) }
+    BarWindow { name, offset, length, served }
 }

@@ -1,9 +1,10 @@
 //! A played machine in which acpiexec runs the tables' methods: it keeps what they write to the PCI device's configuration
-//! space, and has the TPM2 table loaded as an operating system has.
+//! space, and has the TPM2 or TCPA table loaded as an operating system has.
 
 use std::fs;
 
 use vfio_user_tpm::acpi::{self, Interface, Machine, PciAddress, Table, TpmDevice};
+use vfio_user_tpm::tpm::TpmVersion;
 
 use super::{acpica, compile};
 
@@ -104,9 +105,9 @@ impl Script {
         self.call("TCRS", &[8])
     }
 
-    /// The TPM2 table as it lies in memory.
-    pub fn tpm2(self) -> Self {
-        self.call("TTPM", &[])
+    /// The TPM2 or TCPA table as it lies in memory.
+    pub fn table(self) -> Self {
+        self.call("TTCG", &[])
     }
 
     /// This function of the start method's `_DSM`.
@@ -175,14 +176,13 @@ fn dsdt(device: &TpmDevice, installed: bool, revision: u8) -> String {
         (format!("Device (S{:02X}_) {{ Name (_ADR, {})", bridge.devfn(), adr(bridge)), "}")
     });
     let adr = adr(placement.address());
-    let (more, more_externals) = match device.interface() {
-        Interface::Tis if installed => {
-            (format!("Method (TFRG) {{ {node}.TPM.ASKD = Zero }}"), format!("External ({node}.TPM.ASKD, IntObj)"))
-        }
-        Interface::Tis => (String::new(), String::new()),
-        Interface::Crb | Interface::CrbDoorbell => {
-            (crb_methods(&node), format!("External ({node}.TPM._DSM, MethodObj)"))
-        }
+    let (more, more_externals) = if installed {
+        (format!("Method (TFRG) {{ {node}.TPM.ASKD = Zero }}"), format!("External ({node}.TPM.ASKD, IntObj)"))
+    } else if device.interface() == Interface::CrbDoorbell {
+        let methods = table_method(device.version()) + &doorbell_methods(&node);
+        (methods, format!("External ({node}.TPM._DSM, MethodObj)"))
+    } else {
+        (table_method(device.version()), String::new())
     };
     format!(
         r#"
@@ -216,8 +216,22 @@ fn dsdt(device: &TpmDevice, installed: bool, revision: u8) -> String {
     )
 }
 
-/// Methods for what only a CRB has: a TPM2 table that changes, and perhaps a `_DSM`.
-fn crb_methods(node: &str) -> String {
+/// The method that returns the TCG's table.
+fn table_method(version: TpmVersion) -> String {
+    let (signature, bits) = match version {
+        TpmVersion::V1_2 => ("TCPA", 50 * 8),
+        TpmVersion::V2_0 => ("TPM2", 76 * 8),
+    };
+    format!(
+        r#"
+        DataTableRegion (TTAB, "{signature}", "", "")
+        Field (TTAB, AnyAcc, NoLock, Preserve) {{ TALL, {bits} }}
+        Method (TTCG) {{ Return (TALL) }}"#
+    )
+}
+
+/// Methods for what only a CRB with ACPI start has: a `_DSM`, and a doorbell.
+fn doorbell_methods(node: &str) -> String {
     let dsm = |name, uuid| {
         format!(
             r#"Method ({name}, 1)
@@ -229,15 +243,12 @@ fn crb_methods(node: &str) -> String {
     let start_method = dsm("TDSM", "6bbf6cab-5463-4714-b7cd-f0203c0368d4");
     let unknown = dsm("TUNK", "6bbf6cab-5463-4714-b7cd-f0203c0368d5");
     format!(
-        r#"
-        DataTableRegion (TTAB, "TPM2", "", "")
-        Field (TTAB, AnyAcc, NoLock, Preserve) {{ TALL, 608 }}
-        Method (TTPM) {{ Return (TALL) }}
+        r"
         OperationRegion (TDBL, PCI_Config, 0x40, 4)
         Field (TDBL, DWordAcc, NoLock, Preserve) {{ TRNG, 32 }}
         Method (TBEL) {{ Local0 = TRNG  TRNG = Zero  Return (Local0) }}
         {start_method}
-        {unknown}"#
+        {unknown}"
     )
 }
 

@@ -47,8 +47,42 @@ DefinitionBlock ("", "SSDT", 2, "VFUTPM", "TPMTIS", 1)
                 If (BASE)
                 {
                     CMDR |= 0x02
+                    PTCH ()
                 }
                 Return (RBUF)
+            }
+
+            DataTableRegion (TREG, "TPM2", "", "")
+            Field (TREG, ByteAcc, NoLock, Preserve)
+            {
+                Offset (0x09),
+                CKSM, 8,
+                Offset (0x40),
+                LAML, 32,
+                LASA, 32
+            }
+
+            Method (BSUM, 1, NotSerialized)
+            {
+                Return ((Arg0 + (Arg0 >> 8)) + ((Arg0 >> 16) + (Arg0 >> 24)))
+            }
+
+            Method (PTCH, 0, Serialized)
+            {
+                If (_STA ())
+                {
+                    Local0 = 0x00010000
+                    CKSM = (CKSM + BSUM (LAML)) - BSUM (Local0)
+                    LAML = Local0
+                    Local0 = (BAR0 & 0xFFFFFFF0) | 0x00010000
+                    CKSM = (CKSM + BSUM (LASA)) - BSUM (Local0)
+                    LASA = Local0
+                }
+            }
+
+            Method (_INI, 0, NotSerialized)
+            {
+                PTCH ()
             }
         }
     }

@@ -58,13 +58,16 @@ DefinitionBlock ("", "SSDT", 2, "VFUTPM", "TPMCRBDB", 1)
                 Return (RBUF)
             }
 
-            DataTableRegion (T2RG, "TPM2", "", "")
-            Field (T2RG, ByteAcc, NoLock, Preserve)
+            DataTableRegion (TREG, "TPM2", "", "")
+            Field (TREG, ByteAcc, NoLock, Preserve)
             {
                 Offset (0x09),
                 CKSM, 8,
                 Offset (0x28),
-                CTLA, 32
+                CTLA, 32,
+                Offset (0x40),
+                LAML, 32,
+                LASA, 32
             }
 
             Method (BSUM, 1, NotSerialized)
@@ -79,6 +82,12 @@ DefinitionBlock ("", "SSDT", 2, "VFUTPM", "TPMCRBDB", 1)
                     Local0 = (BAR0 & 0xFFFFFFF0) | 0x8040
                     CKSM = (CKSM + BSUM (CTLA)) - BSUM (Local0)
                     CTLA = Local0
+                    Local0 = 0x00010000
+                    CKSM = (CKSM + BSUM (LAML)) - BSUM (Local0)
+                    LAML = Local0
+                    Local0 = (BAR0 & 0xFFFFFFF0) | 0x00010000
+                    CKSM = (CKSM + BSUM (LASA)) - BSUM (Local0)
+                    LASA = Local0
                 }
             }
 
