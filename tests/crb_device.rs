@@ -223,8 +223,8 @@ fn the_log_is_the_same_mapped_and_by_accesses_and_is_kept_over_a_disconnection_b
     for start in Start::BOTH {
         let server = server(start, &[]);
         let mut crb = mapped(&server, start);
-        assert_eq!(crb.read_memory(LOG, LOG_SIZE), [0; LOG_SIZE], "{start:?}");
-        crb.write_memory(LOG, &[0x5a; LOG_SIZE]);
+        assert_eq!(crb.read_memory(LOG, LOG_SIZE), vec![0; LOG_SIZE], "{start:?}");
+        crb.write_memory(LOG, &vec![0x5a; LOG_SIZE]);
         crb.client.region_write(BAR0, LOG + 0xfffc, &[1, 2, 3, 4]);
         assert_eq!(crb.read_memory(LOG + 0xfffa, 6), [0x5a, 0x5a, 1, 2, 3, 4], "{start:?}");
         let kept = crb.memory.take().unwrap();
@@ -236,7 +236,7 @@ fn the_log_is_the_same_mapped_and_by_accesses_and_is_kept_over_a_disconnection_b
         // What the guest wrote is nothing to the TPM.
         ok(&mut next, &get_random(8));
         next.client.request(DEVICE_RESET, &[]).ok();
-        assert_eq!(next.read_memory(LOG, LOG_SIZE), [0; LOG_SIZE], "{start:?}");
+        assert_eq!(next.read_memory(LOG, LOG_SIZE), vec![0; LOG_SIZE], "{start:?}");
     }
 }
 
@@ -257,7 +257,7 @@ fn a_log_that_is_left_out_reads_ones_and_is_not_to_be_mapped() {
         assert_eq!(crb.client.region_read(BAR0, LOG, 8), [0xff; 8], "{start:?}");
         ok(&mut crb, &get_random(8));
         drop(crb);
-        let mut client = vfio_user::Client::new(&server.socket()).unwrap();
+        let client = vfio_user::Client::new(&server.socket()).unwrap();
         assert_eq!(client.region(BAR0).unwrap().sparse_areas.len(), 1, "{start:?}");
     }
 }
