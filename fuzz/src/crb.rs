@@ -2,7 +2,7 @@
 //! a model, and in parallel through export and import.
 
 use vfio_user_tpm::frontend::crb::{Crb, CrbConfig, CrbDoorbell, CrbDoorbellState, CrbState};
-use vfio_user_tpm::frontend::{Effect, LogState, RegisterFile, Registers};
+use vfio_user_tpm::frontend::{Effect, RegisterFile, Registers};
 
 use super::crb_model::Model;
 use super::pages::{Pages, Race};
@@ -152,9 +152,7 @@ impl Pair {
     fn migrate(&mut self) {
         let pages = Pages::new();
         let bar0 = self.model.bar0();
-        let json = serde_json::to_string(&self.real.log_state()).expect("plain data");
-        let log: Option<LogState> = serde_json::from_str(&json).expect("just written");
-        assert_eq!(log, self.real.log_state());
+        let log = self.real.log_state();
         match self.real.file() {
             RegisterFile::Tis(..) => unreachable!("a CRB"),
             RegisterFile::Crb(crb) => {

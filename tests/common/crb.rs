@@ -55,8 +55,9 @@ impl Crb {
     /// Negotiates over a client that has just connected, and maps what can be mapped.
     pub fn mapped(client: RawClient, start: Start) -> Self {
         let mut crb = Self::unmapped(client, start);
-        let mut body = words(&[64, 0, BAR0, 0, 0, 0, 0, 0]);
-        body.resize(64, 0);
+        // The description, and the capability with two areas.
+        let mut body = words(&[80, 0, BAR0, 0, 0, 0, 0, 0]);
+        body.resize(80, 0);
         let mut reply = crb.client.request(GET_REGION_INFO, &body);
         assert_eq!(reply.descriptors.len(), 1, "BAR 0 can be mapped");
         crb.memory = Some(File::from(reply.descriptors.remove(0)));
