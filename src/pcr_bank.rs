@@ -61,6 +61,31 @@ impl fmt::Display for PcrBank {
     }
 }
 
+/// Most banks that a TPM is believed to have; there are not as many hash algorithms.
+const MAX_BANKS: u32 = 16;
+const TPM_CAP_PCRS: u32 = 5;
+
+/// The banks that a TPM knows, and whether each is active, that is, has any PCRs: by the parameters of its response to
+/// `TPM2_GetCapability(TPM_CAP_PCRS)`. `None` if they are not well-formed, or not all.
+#[must_use]
+pub fn allocation(parameters: &[u8]) -> Option<Vec<(PcrBank, bool)>> {
+    // moreData, capability, and the count of a TPML_PCR_SELECTION.
+    let (head, mut selections) = parameters.split_first_chunk::<9>()?;
+    let [more_data, capability @ .., c0, c1, c2, c3] = *head;
+    let count = u32::from_be_bytes([c0, c1, c2, c3]);
+    if more_data != 0 || u32::from_be_bytes(capability) != TPM_CAP_PCRS || count > MAX_BANKS {
+        return None;
+    }
+    let mut banks = Vec::new();
+    for _ in 0..count {
+        let (&[high, low, size], rest) = selections.split_first_chunk::<3>()?;
+        let (select, rest) = rest.split_at_checked(size.into())?;
+        banks.push((PcrBank(u16::from_be_bytes([high, low])), select.iter().any(|byte| *byte != 0)));
+        selections = rest;
+    }
+    Some(banks)
+}
+
 /// Not the name of a PCR bank.
 #[derive(Debug, Error)]
 #[error("\"{0}\" is no PCR bank: expected some of sha1, sha256, sha384, sha512, sm3_256, sha3_256, sha3_384, sha3_512")]

@@ -1,15 +1,24 @@
-//! What a platform's firmware does for its TPM, and no firmware does for this one: Startup, closing the platform
-//! hierarchy, and an orderly Shutdown before power is cut.
+//! What a platform's firmware does for its TPM, and no firmware does for this one: Startup, measuring what is launched,
+//! closing the platform hierarchy, and an orderly Shutdown before power is cut.
 //!
 //! Sources: TCG PC Client Platform Firmware Profile (the platform hierarchy is closed before anything else runs);
 //! TPM 2.0 Library Part 3, sections 9.3 (TPM2_Startup), 9.4 (TPM2_Shutdown), 24.8 (TPM2_HierarchyChangeAuth);
 //! TPM Main 1.2 Part 3, TPM_Startup and TSC_PhysicalPresence.
 
+#[cfg(not(test))]
+mod measuring;
+#[cfg(test)]
+pub(crate) mod measuring;
+
+use std::collections::VecDeque;
 use std::fmt;
 
+use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::measure::launch::Launch;
 use crate::tpm::{Header, TpmVersion};
+use measuring::Measuring;
 
 const TPM_TAG_RQU_COMMAND: u16 = 0x00c1;
 const TPM_ORD_STARTUP: u32 = 0x99;
@@ -42,19 +51,53 @@ pub enum StartupPolicy {
     Host,
 }
 
-/// One command that the platform sends.
+/// One thing that the platform does to the TPM.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Step {
     /// What it is, for the log.
     pub name: &'static str,
-    /// The whole command.
-    pub command: Vec<u8>,
+    /// What is done.
+    pub action: Action,
+    /// The response says what comes next.
+    asks: bool,
 }
 
-/// The command may hold a secret, which is gone with it.
-impl Drop for Step {
+/// What is done to the TPM. It may hold a secret, which is gone with it.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Action {
+    /// A whole command, at locality 0.
+    Execute(Vec<u8>),
+    /// `_TPM_Hash_Start`, `_TPM_Hash_Data` with these bytes, `_TPM_Hash_End`.
+    Hash(Vec<u8>),
+}
+
+impl Step {
+    fn command(name: &'static str, command: Vec<u8>) -> Self {
+        Self { name, action: Action::Execute(command), asks: false }
+    }
+
+    fn asking(name: &'static str, command: Vec<u8>) -> Self {
+        Self { name, action: Action::Execute(command), asks: true }
+    }
+
+    fn hash(name: &'static str, data: Vec<u8>) -> Self {
+        Self { name, action: Action::Hash(data), asks: false }
+    }
+
+    /// The command, or what is hashed.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        match &self.action {
+            Action::Execute(bytes) | Action::Hash(bytes) => bytes,
+        }
+    }
+}
+
+impl Drop for Action {
     fn drop(&mut self) {
-        self.command.zeroize();
+        match self {
+            Self::Execute(bytes) | Self::Hash(bytes) => bytes.zeroize(),
+        }
     }
 }
 
@@ -63,6 +106,28 @@ impl fmt::Debug for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Step").field("name", &self.name).finish_non_exhaustive()
     }
+}
+
+/// Why a TPM is not given to a guest: a step has failed.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum StepError {
+    /// By the TPM's word.
+    #[error("the TPM answered {name} with {code:#x}")]
+    Refused {
+        /// The step.
+        name: &'static str,
+        /// The response code.
+        code: u32,
+    },
+    /// What it answered is no response.
+    #[error("the TPM gave no well-formed answer to {name}")]
+    Malformed {
+        /// The step.
+        name: &'static str,
+    },
+    /// What it answered leads nowhere.
+    #[error("{0}")]
+    Stopped(String),
 }
 
 /// The platform of one TPM.
@@ -74,13 +139,31 @@ pub struct Platform {
     shutdown_runs: bool,
     /// It succeeded, and nothing came after it.
     shut_down_by_guest: bool,
+    measuring: Option<Measuring>,
+    /// What is to be done yet before a guest may use the TPM; the first is under way.
+    steps: VecDeque<Step>,
 }
 
 impl Platform {
     /// The platform of a TPM of `version`.
     #[must_use]
     pub fn new(version: TpmVersion, policy: StartupPolicy) -> Self {
-        Self { version, policy, shutdown_runs: false, shut_down_by_guest: false }
+        let (shutdown_runs, shut_down_by_guest) = (false, false);
+        Self { version, policy, shutdown_runs, shut_down_by_guest, measuring: None, steps: VecDeque::new() }
+    }
+
+    /// Has `launch` measured at each start, and a log of it made for which there are `room` bytes. That needs a TPM 2.0
+    /// that this platform starts up.
+    #[must_use]
+    pub fn measuring(mut self, launch: Launch, room: usize) -> Self {
+        self.measuring = Some(Measuring::new(launch, room));
+        self
+    }
+
+    /// The log of what was measured at this start; complete when no step is left.
+    #[must_use]
+    pub fn event_log(&self) -> Option<&[u8]> {
+        self.measuring.as_ref().and_then(Measuring::log)
     }
 
     /// The TPM's version.
@@ -89,7 +172,8 @@ impl Platform {
         self.version
     }
 
-    /// The commands to send after `_TPM_Init`, in order. Each must succeed before a guest may use the TPM.
+    /// Begins with what is to be done after `_TPM_Init`, in order; [`step`](Self::step) has the first. Each must succeed
+    /// before a guest may use the TPM: a guest never finds one of which a measurement is missing.
     ///
     /// The platform hierarchy is closed by a random authorization value that nobody keeps, so that a guest's root can
     /// neither clear the TPM nor change what belongs to the platform. The hierarchy stays enabled, as on a PC. TPM 1.2
@@ -97,41 +181,50 @@ impl Platform {
     ///
     /// # Errors
     /// If the system has no random numbers to give.
-    pub fn startup(&mut self) -> Result<Vec<Step>, getrandom::Error> {
+    pub fn start(&mut self) -> Result<(), getrandom::Error> {
         self.shut_down_by_guest = false;
-        Ok(match (self.policy, self.version) {
-            (StartupPolicy::None | StartupPolicy::Host, _) => Vec::new(),
-            (StartupPolicy::Clear, TpmVersion::V1_2) => {
-                let presence = |value| command(TPM_TAG_RQU_COMMAND, TSC_ORD_PHYSICAL_PRESENCE, &[value]);
-                vec![
-                    Step {
-                        name: "TPM_Startup(ST_CLEAR)",
-                        command: command(TPM_TAG_RQU_COMMAND, TPM_ORD_STARTUP, &[&TPM_ST_CLEAR]),
-                    },
-                    // Without the first, a TPM takes no word about physical presence, the second included.
-                    Step {
-                        name: "TSC_PhysicalPresence(CMD_ENABLE)",
-                        command: presence(&TPM_PHYSICAL_PRESENCE_CMD_ENABLE),
-                    },
-                    Step {
-                        name: "TSC_PhysicalPresence(NOTPRESENT, LOCK)",
-                        command: presence(&TPM_PHYSICAL_PRESENCE_NOTPRESENT_LOCK),
-                    },
-                ]
-            }
+        self.measuring.iter_mut().for_each(Measuring::forget);
+        self.steps = match (self.policy, self.version) {
+            (StartupPolicy::None | StartupPolicy::Host, _) => VecDeque::new(),
+            (StartupPolicy::Clear, TpmVersion::V1_2) => start_of_1_2().into(),
             (StartupPolicy::Clear, TpmVersion::V2_0) => {
+                let before = self.measuring.as_ref().and_then(Measuring::before_startup);
                 let startup = command(TPM_ST_NO_SESSIONS, TPM_CC_STARTUP, &[&TPM_SU_CLEAR]);
-                let mut auth = Zeroizing::new([0; PLATFORM_AUTH_SIZE]);
-                getrandom::fill(&mut *auth)?;
-                let [_, size] = PLATFORM_AUTH_SIZE.to_be_bytes().last_chunk().copied().unwrap_or_default();
-                let parameters: [&[u8]; 4] = [&TPM_RH_PLATFORM, &EMPTY_PASSWORD, &[0, size], &*auth];
-                let close = command(TPM_ST_SESSIONS, TPM_CC_HIERARCHY_CHANGE_AUTH, &parameters);
-                vec![
-                    Step { name: "TPM2_Startup(CLEAR)", command: startup },
-                    Step { name: "TPM2_HierarchyChangeAuth(platform)", command: close },
-                ]
+                let startup = Step::command("TPM2_Startup(CLEAR)", startup);
+                let after = self.measuring.as_ref().map(|_| Measuring::after_startup());
+                before.into_iter().chain([startup]).chain(after).chain([close_hierarchy()?]).collect()
             }
-        })
+        };
+        Ok(())
+    }
+
+    /// What is to be done now; nothing more if the TPM is ready for a guest.
+    #[must_use]
+    pub fn step(&self) -> Option<&Step> {
+        self.steps.front()
+    }
+
+    /// Takes the response to the step that was under way, which is none if something was hashed.
+    ///
+    /// # Errors
+    /// [`StepError`].
+    pub fn answered(&mut self, response: &[u8]) -> Result<(), StepError> {
+        let Some(step) = self.steps.pop_front() else { return Ok(()) };
+        let name = step.name;
+        if let Action::Hash(_) = step.action {
+            return Ok(());
+        }
+        match Header::of_whole(response) {
+            Some(Header { code: 0, .. }) => {}
+            Some(Header { code, .. }) => return Err(StepError::Refused { name, code }),
+            None => return Err(StepError::Malformed { name }),
+        }
+        if let (true, Some(measuring)) = (step.asks, &mut self.measuring) {
+            for step in measuring.extends(response).map_err(StepError::Stopped)?.into_iter().rev() {
+                self.steps.push_front(step);
+            }
+        }
+        Ok(())
     }
 
     /// Takes note of a command that the guest is about to run.
@@ -161,9 +254,28 @@ impl Platform {
             // TPM 1.2 keeps nothing that is lost: TPM_SaveState is for a resume only.
             (StartupPolicy::Host, _) | (_, TpmVersion::V1_2) => None,
             (_, TpmVersion::V2_0) if self.shut_down_by_guest => None,
-            (_, TpmVersion::V2_0) => Some(Step { name: "TPM2_Shutdown(CLEAR)", command: shutdown_clear() }),
+            (_, TpmVersion::V2_0) => Some(Step::command("TPM2_Shutdown(CLEAR)", shutdown_clear())),
         }
     }
+}
+
+fn start_of_1_2() -> [Step; 3] {
+    let presence = |value| command(TPM_TAG_RQU_COMMAND, TSC_ORD_PHYSICAL_PRESENCE, &[value]);
+    [
+        Step::command("TPM_Startup(ST_CLEAR)", command(TPM_TAG_RQU_COMMAND, TPM_ORD_STARTUP, &[&TPM_ST_CLEAR])),
+        // Without the first, a TPM takes no word about physical presence, the second included.
+        Step::command("TSC_PhysicalPresence(CMD_ENABLE)", presence(&TPM_PHYSICAL_PRESENCE_CMD_ENABLE)),
+        Step::command("TSC_PhysicalPresence(NOTPRESENT, LOCK)", presence(&TPM_PHYSICAL_PRESENCE_NOTPRESENT_LOCK)),
+    ]
+}
+
+fn close_hierarchy() -> Result<Step, getrandom::Error> {
+    let mut auth = Zeroizing::new([0; PLATFORM_AUTH_SIZE]);
+    getrandom::fill(&mut *auth)?;
+    let [_, size] = PLATFORM_AUTH_SIZE.to_be_bytes().last_chunk().copied().unwrap_or_default();
+    let parameters: [&[u8]; 4] = [&TPM_RH_PLATFORM, &EMPTY_PASSWORD, &[0, size], &*auth];
+    let close = command(TPM_ST_SESSIONS, TPM_CC_HIERARCHY_CHANGE_AUTH, &parameters);
+    Ok(Step::command("TPM2_HierarchyChangeAuth(platform)", close))
 }
 
 fn shutdown_clear() -> Vec<u8> {
@@ -187,15 +299,26 @@ mod tests {
     }
 
     fn is_whole(step: &Step) -> bool {
-        Header::of_whole(&step.command).is_some()
+        Header::of_whole(step.bytes()).is_some()
+    }
+
+    /// What is done at a start if all goes well.
+    fn steps(platform: &mut Platform) -> Vec<Step> {
+        platform.start().unwrap();
+        let next = |platform: &mut Platform| {
+            let step = platform.step()?.clone();
+            platform.answered(&OK).unwrap();
+            Some(step)
+        };
+        std::iter::from_fn(|| next(platform)).collect()
     }
 
     #[test]
     fn startup_comes_first_and_then_the_platform_hierarchy_is_closed() {
-        let steps = platform().startup().unwrap();
+        let steps = steps(&mut platform());
         assert!(steps.iter().all(is_whole));
-        assert_eq!(steps[0].command, [0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x44, 0, 0]);
-        let close = &steps[1].command;
+        assert_eq!(steps[0].bytes(), [0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x44, 0, 0]);
+        let close = steps[1].bytes();
         assert_eq!(close.len(), 10 + 4 + 13 + 2 + PLATFORM_AUTH_SIZE);
         assert_eq!(close[27..29], [0, 32]);
     }
@@ -203,19 +326,19 @@ mod tests {
     #[test]
     fn each_start_closes_the_hierarchy_with_another_value() {
         let mut platform = platform();
-        assert_ne!(platform.startup().unwrap()[1], platform.startup().unwrap()[1]);
+        assert_ne!(steps(&mut platform)[1].bytes(), steps(&mut platform)[1].bytes());
     }
 
     #[test]
     fn a_firmware_that_knows_the_device_is_left_its_work() {
-        assert!(Platform::new(TpmVersion::V2_0, StartupPolicy::None).startup().unwrap().is_empty());
+        assert!(steps(&mut Platform::new(TpmVersion::V2_0, StartupPolicy::None)).is_empty());
     }
 
     #[test]
     fn the_hosts_tpm_is_neither_started_up_nor_closed_nor_shut_down() {
         for version in [TpmVersion::V1_2, TpmVersion::V2_0] {
             let mut platform = Platform::new(version, StartupPolicy::Host);
-            assert!(platform.startup().unwrap().is_empty());
+            assert!(steps(&mut platform).is_empty());
             platform.guest_runs(&[0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 8]);
             platform.guest_ran(&OK);
             assert_eq!(platform.shutdown(), None);
@@ -227,7 +350,7 @@ mod tests {
         let mut platform = platform();
         let shutdown = platform.shutdown().unwrap();
         assert!(is_whole(&shutdown));
-        platform.guest_runs(&shutdown.command);
+        platform.guest_runs(shutdown.bytes());
         platform.guest_ran(&OK);
         assert_eq!(platform.shutdown(), None);
     }
@@ -236,7 +359,7 @@ mod tests {
     fn a_guest_that_went_on_after_its_shutdown_is_shut_down_again() {
         let mut platform = platform();
         let shutdown = platform.shutdown().unwrap();
-        platform.guest_runs(&shutdown.command);
+        platform.guest_runs(shutdown.bytes());
         platform.guest_ran(&OK);
         platform.guest_runs(&[0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 8]);
         platform.guest_ran(&OK);
@@ -255,8 +378,31 @@ mod tests {
     }
 
     #[test]
+    fn a_launch_is_measured_between_startup_and_the_closing_of_the_hierarchy() {
+        let sources = ["cmdline=quiet"].map(|source| crate::measure::launch::Source::parse(source.as_ref()).unwrap());
+        let launch = Launch::measure(&sources, false).unwrap();
+        let mut platform = platform().measuring(launch, 4096);
+        for _ in 0..2 {
+            platform.start().unwrap();
+            assert_eq!((platform.step().unwrap().name, platform.event_log()), ("TPM2_Startup(CLEAR)", None));
+            platform.answered(&OK).unwrap();
+            let ask = platform.step().unwrap().bytes();
+            assert_eq!(ask, [0x80, 1, 0, 0, 0, 22, 0, 0, 1, 0x7a, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1]);
+            platform.answered(&measuring::tests::banks(&[])).unwrap();
+            let names: Vec<_> = platform.steps.iter().map(|step| step.name).collect();
+            assert_eq!(names.len(), 12);
+            assert!(names[..11].iter().all(|name| name.starts_with("TPM2_PCR_Extend")));
+            assert_eq!(names[11], "TPM2_HierarchyChangeAuth(platform)");
+            assert!(platform.steps.iter().all(is_whole) && platform.event_log().is_some());
+        }
+        let refusal = [0x80, 1, 0, 0, 0, 10, 0, 0, 1, 0x01];
+        let error = platform.answered(&refusal).unwrap_err().to_string();
+        assert_eq!(error, "the TPM answered TPM2_PCR_Extend of the launch with 0x101");
+    }
+
+    #[test]
     fn a_step_keeps_its_secret_in_logs() {
-        let steps = platform().startup().unwrap();
+        let steps = steps(&mut platform());
         assert_eq!(format!("{:?}", steps[1]), "Step { name: \"TPM2_HierarchyChangeAuth(platform)\", .. }");
     }
 
@@ -264,7 +410,7 @@ mod tests {
     fn a_shutdown_that_failed_does_not_count() {
         let mut platform = platform();
         let shutdown = platform.shutdown().unwrap();
-        platform.guest_runs(&shutdown.command);
+        platform.guest_runs(shutdown.bytes());
         platform.guest_ran(&[0x80, 1, 0, 0, 0, 10, 0, 0, 1, 0]);
         assert!(platform.shutdown().is_some());
     }
@@ -272,9 +418,9 @@ mod tests {
     #[test]
     fn a_tpm_1_2_gets_its_own_startup_and_its_physical_presence_is_locked() {
         let platform = &mut Platform::new(TpmVersion::V1_2, StartupPolicy::Clear);
-        let steps = platform.startup().unwrap();
-        assert_eq!(steps[0].command, [0, 0xc1, 0, 0, 0, 12, 0, 0, 0, 0x99, 0, 1]);
-        assert_eq!(steps.last().unwrap().command, [0, 0xc1, 0, 0, 0, 12, 0x40, 0, 0, 0x0a, 0, 0x14]);
+        let steps = steps(platform);
+        assert_eq!(steps[0].bytes(), [0, 0xc1, 0, 0, 0, 12, 0, 0, 0, 0x99, 0, 1]);
+        assert_eq!(steps.last().unwrap().bytes(), [0, 0xc1, 0, 0, 0, 12, 0x40, 0, 0, 0x0a, 0, 0x14]);
         assert!(steps.iter().all(is_whole));
         assert_eq!(platform.shutdown(), None);
     }

@@ -201,6 +201,11 @@ impl Backend for Held<'_, '_, '_> {
         Ok(())
     }
 
+    fn hash(&mut self, data: &[u8]) -> Result<(), BackendError> {
+        self.ask(Request::Hash(data));
+        Ok(())
+    }
+
     fn execute(&mut self, locality: Locality, command: &[u8]) -> Result<(), BackendError> {
         assert!(Header::of_whole(command).is_some());
         self.chip.speak();

@@ -23,7 +23,7 @@ use crate::tpm::Locality;
 /// What a backend has finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
-    /// [`Backend::initialize`], [`Backend::reset_established`] or [`Backend::terminate`].
+    /// [`Backend::initialize`], [`Backend::hash`], [`Backend::reset_established`] or [`Backend::terminate`].
     Control {
         /// The TPM's `tpmEstablished` flag.
         established: bool,
@@ -54,6 +54,15 @@ pub trait Backend {
     /// # Errors
     /// [`BackendError`].
     fn initialize(&mut self) -> Result<(), BackendError>;
+
+    /// `_TPM_Hash_Start`, `_TPM_Hash_Data` and `_TPM_Hash_End`, at locality 4; 1 to [`BUFFER_SIZE`] bytes. Before
+    /// TPM2_Startup that is the H-CRTM's measurement.
+    ///
+    /// [`BUFFER_SIZE`]: crate::tpm::BUFFER_SIZE
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    fn hash(&mut self, data: &[u8]) -> Result<(), BackendError>;
 
     /// Runs a command.
     ///

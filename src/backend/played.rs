@@ -12,6 +12,7 @@ use crate::tpm::Locality;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Initialize,
+    Hash(Vec<u8>),
     Execute(u8, Vec<u8>),
     ResetEstablished(u8),
     Terminate,
@@ -50,6 +51,9 @@ impl Played {
 impl Backend for Played {
     fn initialize(&mut self) -> Result<(), BackendError> {
         self.begin(Call::Initialize)
+    }
+    fn hash(&mut self, data: &[u8]) -> Result<(), BackendError> {
+        self.begin(Call::Hash(data.to_vec()))
     }
     fn execute(&mut self, locality: Locality, command: &[u8]) -> Result<(), BackendError> {
         self.begin(Call::Execute(locality.number(), command.to_vec()))

@@ -179,6 +179,10 @@ impl<T: Task> Backend for WorkerBackend<T> {
         }
     }
 
+    fn hash(&mut self, data: &[u8]) -> Result<(), BackendError> {
+        self.begin(Request::Hash(data))
+    }
+
     fn execute(&mut self, locality: Locality, command: &[u8]) -> Result<(), BackendError> {
         self.begin(Request::Execute(locality, command))
     }

@@ -64,7 +64,7 @@ impl Engine {
             (_, _, FirstStart::Failed(_)) | (Phase::Failed, Goal::Serve, _) => Condition::Failed,
             (Phase::Off, ..) => Condition::Off,
             (_, _, FirstStart::Awaited) => Condition::Starting,
-            (_, Goal::Reset, _) | (Phase::Initializing | Phase::Starting(..), ..) => Condition::Resetting,
+            (_, Goal::Reset, _) | (Phase::Initializing | Phase::Starting, ..) => Condition::Resetting,
             _ => Condition::Up,
         }
     }

@@ -24,7 +24,7 @@ use mio::{Interest, Registry, Token};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::backend::{Backend, BackendError, Done};
-use crate::platform::{Platform, Step};
+use crate::platform::{Action, Platform, Step};
 use crate::tpm::{BUFFER_SIZE, Fault, Header, Locality, fault_response};
 use crate::trace::{Sender, Tracer};
 pub use condition::{Condition, Events};
@@ -83,8 +83,8 @@ enum Phase {
     Off,
     Failed,
     Initializing,
-    /// Runs the first of these steps.
-    Starting(std::vec::IntoIter<Step>, &'static str),
+    /// Does what the platform wants done.
+    Starting,
     Idle,
     Executing,
     ResettingEstablished,
@@ -166,7 +166,7 @@ impl Engine {
         self.poll(now);
         match (&self.phase, self.goal) {
             // Already on the way to a fresh TPM, or there.
-            (_, Goal::Stop | Goal::Reset) | (Phase::Initializing | Phase::Starting(..), _) => {}
+            (_, Goal::Stop | Goal::Reset) | (Phase::Initializing | Phase::Starting, _) => {}
             (Phase::Idle, Goal::Serve) if self.pristine => {}
             _ => self.pursue(Goal::Reset, now),
         }
@@ -268,6 +268,13 @@ impl Engine {
         matches!(self.phase, Phase::Off)
     }
 
+    /// What the platform says of the start of this TPM, if the TPM is up.
+    #[must_use]
+    pub fn event_log(&self) -> Option<&[u8]> {
+        let is_up = matches!(self.phase, Phase::Idle | Phase::Executing | Phase::ResettingEstablished);
+        self.platform.event_log().filter(|_| is_up && self.goal == Goal::Serve)
+    }
+
     /// Why the TPM could not be started the first time; a later failure is the guest's to see.
     #[must_use]
     pub fn start_failure(&self) -> Option<&str> {
@@ -293,7 +300,7 @@ impl Engine {
                 self.limit(ABORT_LIMIT, now);
             }
             Phase::Initializing
-            | Phase::Starting(..)
+            | Phase::Starting
             | Phase::ResettingEstablished
             | Phase::ShuttingDown
             | Phase::Terminating
@@ -326,8 +333,8 @@ impl Engine {
             }
             (Phase::Idle, Goal::Reset | Goal::Stop) => match self.platform.shutdown() {
                 Some(step) => {
-                    self.tracer.command(Sender::Platform, Locality::ZERO, &step.command);
-                    let begun = self.backend.execute(Locality::ZERO, &step.command);
+                    self.tracer.command(Sender::Platform, Locality::ZERO, step.bytes());
+                    let begun = self.backend.execute(Locality::ZERO, step.bytes());
                     self.begin(begun, Phase::ShuttingDown, SHUTDOWN_LIMIT, now);
                 }
                 None => self.power_down(now),
@@ -386,21 +393,21 @@ impl Engine {
         if let Ok(Done::Control { established }) = outcome {
             self.established = established;
         }
-        if let (Phase::Starting(..) | Phase::Executing | Phase::ShuttingDown, Ok(Done::Response)) =
-            (&self.phase, &outcome)
+        if let (Phase::Starting | Phase::Executing | Phase::ShuttingDown, Ok(Done::Response)) = (&self.phase, &outcome)
         {
             self.tracer.response(&self.response);
         }
         match (std::mem::replace(&mut self.phase, Phase::Idle), outcome) {
-            (Phase::Initializing, Ok(Done::Control { .. })) => match self.platform.startup() {
-                Ok(steps) => self.next_step(steps.into_iter(), now),
+            (Phase::Initializing, Ok(Done::Control { .. })) => match self.platform.start() {
+                Ok(()) => self.next_step(now),
                 Err(error) => self.fail(&format!("the system gives no random numbers: {error}"), now),
             },
-            (Phase::Starting(steps, name), Ok(Done::Response)) => match Header::of_whole(&self.response) {
-                Some(Header { code: 0, .. }) => self.next_step(steps, now),
-                Some(Header { code, .. }) => self.fail(&format!("the TPM answered {name} with {code:#x}"), now),
-                None => self.fail(&format!("the TPM gave no well-formed answer to {name}"), now),
-            },
+            (Phase::Starting, Ok(done)) if is_answer(done, self.platform.step()) => {
+                match self.platform.answered(&self.response) {
+                    Ok(()) => self.next_step(now),
+                    Err(error) => self.fail(&error.to_string(), now),
+                }
+            }
             (Phase::Executing, Ok(Done::Response)) => {
                 if Header::of_whole(&self.response).is_none() || self.response.len() > BUFFER_SIZE {
                     // Nothing more that it says is to be relied on.
@@ -436,15 +443,20 @@ impl Engine {
         }
     }
 
-    fn next_step(&mut self, mut steps: std::vec::IntoIter<Step>, now: Instant) {
+    fn next_step(&mut self, now: Instant) {
         if self.goal != Goal::Serve {
             self.phase = Phase::Idle;
             return self.advance(now);
         }
-        if let Some(step) = steps.next() {
-            self.tracer.command(Sender::Platform, Locality::ZERO, &step.command);
-            let begun = self.backend.execute(Locality::ZERO, &step.command);
-            self.begin(begun, Phase::Starting(steps, step.name), START_LIMIT, now);
+        if let Some(step) = self.platform.step() {
+            let begun = match &step.action {
+                Action::Hash(data) => self.backend.hash(data),
+                Action::Execute(command) => {
+                    self.tracer.command(Sender::Platform, Locality::ZERO, command);
+                    self.backend.execute(Locality::ZERO, command)
+                }
+            };
+            self.begin(begun, Phase::Starting, START_LIMIT, now);
         } else {
             log::debug!("the TPM is up");
             self.first_start = FirstStart::Done;
@@ -545,6 +557,15 @@ impl Engine {
                 .map_err(|error| BackendError::Gone(format!("cannot wait for its process: {error}")))?;
         }
         Ok(())
+    }
+}
+
+/// Whether an operation has ended as it ends for this step.
+fn is_answer(done: Done, step: Option<&Step>) -> bool {
+    match step.map(|step| &step.action) {
+        Some(Action::Execute(_)) => done == Done::Response,
+        Some(Action::Hash(_)) => matches!(done, Done::Control { .. }),
+        None => false,
     }
 }
 

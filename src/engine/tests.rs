@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::backend::played::{Call, Played};
+use crate::measure::launch::{Launch, Source};
 use crate::platform::StartupPolicy;
+use crate::platform::measuring::tests::banks;
 use crate::tpm::TpmVersion;
 
 const OK: [u8; 10] = [0x80, 1, 0, 0, 0, 10, 0, 0, 0, 0];
@@ -18,8 +20,11 @@ struct Bench {
 
 impl Bench {
     fn new(policy: StartupPolicy) -> Self {
+        Self::of(Platform::new(TpmVersion::V2_0, policy))
+    }
+
+    fn of(platform: Platform) -> Self {
         let backend = Played::default();
-        let platform = Platform::new(TpmVersion::V2_0, policy);
         let engine = Engine::new(Box::new(backend.clone()), platform, None);
         Self { engine, backend, now: Instant::now() }
     }
@@ -110,6 +115,110 @@ fn a_tpm_whose_hierarchy_cannot_be_closed_is_not_given_to_the_guest() {
     bench.execute();
     assert_eq!(bench.take_response(), Some(failure()));
     assert!(bench.engine.start_failure().is_some_and(|reason| reason.contains("0x101")));
+}
+
+/// A firmware file of these bytes, to be measured by an H-CRTM.
+fn measured() -> Bench {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("firmware");
+    std::fs::write(&path, "code").unwrap();
+    let sources = [format!("firmware={}", path.display())].map(|source| Source::parse(source.as_ref()).unwrap());
+    let launch = Launch::measure(&sources, true).unwrap();
+    Bench::of(Platform::new(TpmVersion::V2_0, StartupPolicy::Clear).measuring(launch, 4096))
+}
+
+/// How a start of such a TPM goes on, step by step: a hash sequence, TPM2_Startup, TPM2_GetCapability, nine of
+/// TPM2_PCR_Extend, TPM2_HierarchyChangeAuth.
+const STEPS_OF_MEASURED: usize = 13;
+
+impl Bench {
+    /// Lets one more step of a measured start succeed.
+    fn succeed(&mut self, step: usize) {
+        match step {
+            0 => self.control(),
+            2 => self.response(&banks(&[])),
+            _ => self.response(&OK),
+        }
+    }
+}
+
+fn code_of_call(call: &Call) -> Option<u8> {
+    if let Call::Execute(0, command) = call { command.get(9).copied() } else { None }
+}
+
+#[test]
+fn a_measured_start_hashes_starts_up_extends_and_then_closes() {
+    let mut bench = measured();
+    bench.reset();
+    for _ in 0..2 {
+        bench.control();
+        (0..STEPS_OF_MEASURED - 1).for_each(|step| bench.succeed(step));
+        bench.execute();
+        assert_eq!(bench.engine.event_log(), None, "it is not up yet");
+        let calls = bench.backend.calls();
+        let begin = calls.iter().position(|call| *call == Call::Initialize).unwrap();
+        assert!(matches!(&calls[begin + 1], Call::Hash(data) if data.len() == 66));
+        let codes: Vec<_> = calls[begin + 2..].iter().filter_map(code_of_call).collect();
+        assert_eq!(codes, [&[0x44, 0x7a][..], &[0x82; 9], &[0x29]].concat());
+        bench.response(&OK);
+        assert_eq!(bench.backend.calls(), [guest_command()], "the guest's command has waited");
+        assert!(bench.engine.event_log().is_some());
+        bench.response(&OK);
+        assert_eq!(bench.take_response(), Some(OK.to_vec()));
+        bench.reset();
+        // To TPM2_Shutdown.
+        bench.response(&OK);
+    }
+}
+
+#[test]
+fn a_tpm_of_which_a_measurement_is_missing_is_not_given_to_the_guest() {
+    let refusal = [0x80, 1, 0, 0, 0, 10, 0, 0, 1, 1];
+    for failing in 0..STEPS_OF_MEASURED {
+        for how in ["refused", "nonsense", "out of turn", "gone"] {
+            let mut bench = measured();
+            bench.reset();
+            bench.control();
+            (0..failing).for_each(|step| bench.succeed(step));
+            match how {
+                "refused" if failing == 0 => bench.outcome(Err(BackendError::Refused("played".to_owned())), &[]),
+                "refused" => bench.response(&refusal),
+                "nonsense" => bench.response(&OK[..9]),
+                "out of turn" if failing == 0 => bench.response(&OK),
+                "out of turn" => bench.control(),
+                _ => bench.gone(),
+            }
+            bench.execute();
+            assert_eq!(bench.take_response(), Some(failure()), "{how} at step {failing}");
+            assert!(bench.engine.start_failure().is_some());
+            assert_eq!(bench.engine.event_log(), None);
+            assert!(!bench.backend.calls().contains(&guest_command()));
+        }
+    }
+}
+
+#[test]
+fn a_bank_that_cannot_be_measured_into_is_a_failure() {
+    let mut bench = measured();
+    bench.reset();
+    bench.control();
+    (0..2).for_each(|step| bench.succeed(step));
+    bench.response(&banks(&[0, 0x12, 3, 0xff, 0xff, 0xff]));
+    bench.execute();
+    assert_eq!(bench.take_response(), Some(failure()));
+    assert!(bench.engine.start_failure().is_some_and(|reason| reason.contains("PCR bank sm3_256")));
+}
+
+#[test]
+fn a_measured_tpm_that_nobody_used_stays_as_it_is_with_its_log() {
+    let mut bench = measured();
+    bench.reset();
+    bench.control();
+    (0..STEPS_OF_MEASURED).for_each(|step| bench.succeed(step));
+    bench.backend.calls();
+    bench.reset();
+    assert_eq!(bench.backend.calls(), []);
+    assert!(bench.engine.event_log().is_some());
 }
 
 #[test]

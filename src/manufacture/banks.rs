@@ -3,13 +3,11 @@
 use super::ManufactureError;
 use super::tpm2::{EMPTY_PASSWORD, TPM_RH_PLATFORM, TPM_ST_NO_SESSIONS, TPM_ST_SESSIONS};
 use super::wire::{Command, Transport};
-use crate::pcr_bank::PcrBank;
+use crate::pcr_bank::{self, PcrBank};
 
 const TPM_CC_PCR_ALLOCATE: u32 = 0x12b;
 const TPM_CC_GET_CAPABILITY: u32 = 0x17a;
 const TPM_CAP_PCRS: u32 = 5;
-/// Most banks that a TPM is believed to have; there are not as many hash algorithms.
-const MAX_BANKS: u32 = 16;
 /// Bytes in the bit map of PCRs 0 to 23.
 const SELECT_SIZE: u8 = 3;
 
@@ -24,19 +22,7 @@ impl Allocation {
             .u32(0)
             .u32(1)
             .run(tpm)?;
-        response.read(|reader| {
-            let (_more, capability, count) = (reader.u8()?, reader.u32()?, reader.u32()?);
-            if capability != TPM_CAP_PCRS || count > MAX_BANKS {
-                return None;
-            }
-            let bank = |_| {
-                let bank = PcrBank::from_algorithm(reader.u16()?);
-                let size = reader.u8()?;
-                let select = reader.bytes(size.into())?;
-                Some((bank, select.iter().any(|byte| *byte != 0)))
-            };
-            (0..count).map(bank).collect::<Option<_>>().map(Self)
-        })
+        response.parse(|parameters| pcr_bank::allocation(parameters).map(Self))
     }
 
     fn is_exactly(&self, wanted: &[PcrBank]) -> bool {
@@ -61,7 +47,7 @@ pub(super) fn allocate(tpm: &mut dyn Transport, wanted: &[PcrBank]) -> Result<bo
     if there.is_exactly(wanted) {
         return Ok(false);
     }
-    let count = u32::try_from(there.0.len()).unwrap_or(MAX_BANKS);
+    let count = u32::try_from(there.0.len()).unwrap_or(u32::MAX);
     let command = Command::new("TPM2_PCR_Allocate", TPM_ST_SESSIONS, TPM_CC_PCR_ALLOCATE)
         .u32(TPM_RH_PLATFORM)
         .bytes(&EMPTY_PASSWORD)

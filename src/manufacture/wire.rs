@@ -104,7 +104,12 @@ pub(super) struct Response {
 impl Response {
     /// Reads the response with `parse`; a response that ends too early is malformed.
     pub(super) fn read<T>(&self, parse: impl FnOnce(&mut Reader<'_>) -> Option<T>) -> Result<T, ManufactureError> {
-        parse(&mut Reader(&self.body)).ok_or(ManufactureError::Response { command: self.name })
+        self.parse(|body| parse(&mut Reader(body)))
+    }
+
+    /// As [`read`](Self::read), for what reads bytes itself.
+    pub(super) fn parse<T>(&self, parse: impl FnOnce(&[u8]) -> Option<T>) -> Result<T, ManufactureError> {
+        parse(&self.body).ok_or(ManufactureError::Response { command: self.name })
     }
 }
 

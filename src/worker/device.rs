@@ -126,6 +126,10 @@ impl HeldTpm for DeviceTpm {
         Ok(())
     }
 
+    fn hash(&mut self, _data: &[u8]) -> Result<(), String> {
+        Err("the host's TPM takes its H-CRTM's measurement from the host".to_owned())
+    }
+
     fn terminate(&mut self) {
         if let Device::Shared { opened, .. } = &mut self.device {
             *opened = None;

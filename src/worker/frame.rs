@@ -26,6 +26,7 @@ const RESET_ESTABLISHED: u8 = 0x04;
 const TERMINATE: u8 = 0x05;
 const START_DEVICE: u8 = 0x06;
 const INITIALIZE_PROFILE: u8 = 0x07;
+const HASH: u8 = 0x08;
 const DONE: u8 = 0x81;
 const RESPONSE: u8 = 0x82;
 const FAILED: u8 = 0x83;
@@ -54,6 +55,8 @@ pub enum Request<'a> {
     Initialize,
     /// As [`Initialize`](Self::Initialize); a TPM that is made by it gets this profile, a text of libtpms.
     InitializeProfile(&'a str),
+    /// `_TPM_Hash_Start`, `_TPM_Hash_Data` with this, `_TPM_Hash_End`, at locality 4. Answered by [`Reply::Done`].
+    Hash(&'a [u8]),
     /// Run a command at a locality. Answered by [`Reply::Response`].
     Execute(Locality, &'a [u8]),
     /// Clear `tpmEstablished` from a locality. Answered by [`Reply::Done`].
@@ -108,6 +111,7 @@ impl<'a> Request<'a> {
             }
             Self::Initialize => (INITIALIZE, 0, &[]),
             Self::InitializeProfile(profile) => (INITIALIZE_PROFILE, 0, profile.as_bytes()),
+            Self::Hash(data) => (HASH, 0, data),
             Self::Execute(locality, command) => (EXECUTE, locality.number(), command),
             Self::ResetEstablished(locality) => (RESET_ESTABLISHED, locality.number(), &[]),
             Self::Terminate => (TERMINATE, 0, &[]),
@@ -137,6 +141,7 @@ impl<'a> Request<'a> {
             (INITIALIZE_PROFILE, false) if header.detail == 0 => {
                 std::str::from_utf8(payload).ok().map(Self::InitializeProfile)
             }
+            (HASH, false) if header.detail == 0 => Some(Self::Hash(payload)),
             (EXECUTE, false) => locality().map(|locality| Self::Execute(locality, payload)),
             (RESET_ESTABLISHED, true) => locality().map(Self::ResetEstablished),
             (TERMINATE, true) if header.detail == 0 => Some(Self::Terminate),
@@ -207,6 +212,7 @@ impl fmt::Debug for Request<'_> {
             Self::StartDevice(properties) => f.debug_tuple("StartDevice").field(properties).finish(),
             Self::Initialize => f.write_str("Initialize"),
             Self::InitializeProfile(profile) => f.debug_tuple("InitializeProfile").field(profile).finish(),
+            Self::Hash(data) => write!(f, "Hash({} bytes)", data.len()),
             Self::Execute(locality, command) => write!(f, "Execute({locality}, {} bytes)", command.len()),
             Self::ResetEstablished(locality) => write!(f, "ResetEstablished({locality})"),
             Self::Terminate => f.write_str("Terminate"),
@@ -245,6 +251,7 @@ mod tests {
             Request::StartDevice(Some(DeviceProperties { version: TpmVersion::V1_2, command_size: 1024 })),
             Request::Initialize,
             Request::InitializeProfile("{\"Name\":\"default-v1\"}"),
+            Request::Hash(&[1; BUFFER_SIZE]),
             Request::Execute(Locality::FOUR, &[7; BUFFER_SIZE]),
             Request::ResetEstablished(Locality::ZERO),
             Request::Terminate,
@@ -291,7 +298,8 @@ mod tests {
 
     #[test]
     fn a_request_without_a_detail_has_none() {
-        for request in [Request::Initialize, Request::InitializeProfile("{}"), Request::Terminate] {
+        for request in [Request::Initialize, Request::InitializeProfile("{}"), Request::Hash(&[1]), Request::Terminate]
+        {
             let mut frame = Vec::new();
             request.encode(1, &mut frame);
             frame[1] = 1;

@@ -153,6 +153,25 @@ impl HeldTpm for Tpm {
         }
     }
 
+    /// The hash sequence by which hardware measures, at locality 4.
+    ///
+    /// # Errors
+    /// If no TPM runs, or if the library refuses; a text for the log.
+    fn hash(&mut self, data: &[u8]) -> Result<(), String> {
+        if !self.powered {
+            return Err("no TPM runs".to_owned());
+        }
+        with_host(|host| host.locality = Locality::FOUR);
+        let length = u32::try_from(data.len()).map_err(|_| "too much to hash".to_owned())?;
+        let refused = |code| format!("the TPM does not take a hash sequence (error {code:#x})");
+        // SAFETY: a TPM runs.
+        check(unsafe { ffi::TPM_IO_Hash_Start() }).map_err(refused)?;
+        // SAFETY: the data are valid for `length` bytes and only read.
+        check(unsafe { ffi::TPM_IO_Hash_Data(data.as_ptr(), length) }).map_err(refused)?;
+        // SAFETY: a TPM runs.
+        check(unsafe { ffi::TPM_IO_Hash_End() }).map_err(refused)
+    }
+
     /// Runs one command and puts its response into `response`.
     ///
     /// # Errors

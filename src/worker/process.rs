@@ -66,6 +66,12 @@ pub(super) trait HeldTpm {
     /// Ends the TPM without a word to it, as when power is cut.
     fn terminate(&mut self);
 
+    /// `_TPM_Hash_Start`, `_TPM_Hash_Data` and `_TPM_Hash_End`, at locality 4.
+    ///
+    /// # Errors
+    /// The refusal, for the log.
+    fn hash(&mut self, data: &[u8]) -> Result<(), String>;
+
     /// Runs one command and puts its response into `response`.
     ///
     /// # Errors
@@ -138,6 +144,7 @@ pub(super) fn answer<'a>(
             tpm.set_profile(profile)?;
             tpm.initialize()?;
         }
+        Request::Hash(data) => tpm.hash(data)?,
         Request::Execute(locality, command) => {
             tpm.process(locality, command, response)?;
             return Ok(Reply::Response(response));

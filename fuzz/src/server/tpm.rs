@@ -134,6 +134,10 @@ impl Backend for Played {
         self.begin(Operation::Control)
     }
 
+    fn hash(&mut self, _data: &[u8]) -> Result<(), BackendError> {
+        self.begin(Operation::Control)
+    }
+
     fn execute(&mut self, _locality: Locality, command: &[u8]) -> Result<(), BackendError> {
         assert!(Header::of_whole(command).is_some() && command.len() <= BUFFER_SIZE, "{command:x?}");
         self.begin(Operation::Command)

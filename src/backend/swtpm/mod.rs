@@ -58,6 +58,9 @@ const INITIALIZE: [Request<'static>; 4] = [
     Request::GetTpmEstablished,
 ];
 
+/// A hash sequence; its data are filled in.
+const HASH: [Request<'static>; 3] = [Request::HashStart, Request::HashData(&[]), Request::HashEnd];
+
 /// What is asked of a new swtpm before that. INIT resumes from such a file before it deletes it: the first is for that,
 /// and the one that follows brings up a fresh TPM.
 const MEET: [Request<'static>; 6] = [
@@ -89,7 +92,7 @@ pub struct Swtpm {
     requests: VecDeque<Request<'static>>,
     /// What comes when all of it has been answered.
     then: Then,
-    /// Empty, unless a command is to be sent yet.
+    /// Empty, unless a command is to be sent yet, or what is hashed.
     command: Zeroizing<Vec<u8>>,
     established: bool,
     /// What there is to say about this swtpm has been logged.
@@ -192,7 +195,10 @@ impl Swtpm {
             return Err(BackendError::Gone("no swtpm is connected".to_owned()));
         };
         if let Some(request) = self.requests.front() {
-            peer.ask(*request)?;
+            match request {
+                Request::HashData(_) => peer.ask(Request::HashData(&self.command))?,
+                request => peer.ask(*request)?,
+            }
             self.doing = Doing::Asking;
             return Ok(None);
         }
@@ -327,6 +333,7 @@ impl Swtpm {
                     peer.locality = Some(locality);
                 }
             }
+            (Request::HashEnd, _) => self.command.zeroize(),
             (Request::SetDataFd, _) => {
                 if let Some(peer) = &mut self.peer {
                     peer.is_ready = true;
@@ -383,6 +390,12 @@ impl Backend for Swtpm {
         }
         self.open()?;
         self.begin(MEET.into_iter().chain(INITIALIZE), Then::Report)
+    }
+
+    fn hash(&mut self, data: &[u8]) -> Result<(), BackendError> {
+        self.command.zeroize();
+        self.command.extend_from_slice(data);
+        self.begin(HASH.into_iter().chain([Request::GetTpmEstablished]), Then::Report)
     }
 
     fn execute(&mut self, locality: Locality, command: &[u8]) -> Result<(), BackendError> {

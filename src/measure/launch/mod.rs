@@ -34,13 +34,16 @@ use super::event_log::{
     Digest, Event, EventLog, EventType, Format, HcrtmComponent, SpecId, WriteError, startup_locality_data,
 };
 use crate::pcr_bank::PcrBank;
-use crate::tpm::Locality;
+use crate::tpm::{BUFFER_SIZE, Locality};
 pub use pinned::FileError;
 use pinned::Pinned;
 pub use source::{Content, FilePcr, Section, Source, SourceError, SourceFile};
 
 /// What is hashed of a component for the H-CRTM. No bank is weaker.
 const HCRTM_BANK: PcrBank = PcrBank::SHA512;
+
+/// Firmware files that it has room for: a hash sequence is one message to the TPM.
+const MAX_HCRTM_FILES: usize = BUFFER_SIZE / 66;
 
 /// The PCR into which kernel, command line and initrd go.
 const KERNEL_PCR: u32 = 11;
@@ -66,6 +69,9 @@ pub enum LaunchError {
     /// An H-CRTM without firmware.
     #[error("an H-CRTM measures firmware, and none was given: add firmware=PATH")]
     NoFirmware,
+    /// A hash sequence takes no more.
+    #[error("an H-CRTM measures up to {MAX_HCRTM_FILES} firmware files, and {0} were given")]
+    TooMuchFirmware(usize),
 }
 
 /// The TPM has a bank that is not computed here: it would stay as it was at power-on, for a guest to fill as it likes.
@@ -127,6 +133,9 @@ impl Launch {
         }
         if hcrtm && firmware.is_empty() {
             return Err(LaunchError::NoFirmware);
+        }
+        if hcrtm && firmware.len() > MAX_HCRTM_FILES {
+            return Err(LaunchError::TooMuchFirmware(firmware.len()));
         }
         let mut measurements = Vec::new();
         let hash_sequence = hcrtm.then(|| measure_by_hcrtm(&mut measurements, &firmware));
