@@ -17,6 +17,7 @@ use super::config_file::ConfigArgs;
 use super::device_args::{DeviceArgs, description_of};
 use super::latency_args::LatencyArgs;
 use super::log_args::LogArgs;
+use super::measure_args::MeasureArgs;
 use super::register_args::RegisterArgs;
 use super::sandbox_args::{SandboxArgs, UserArgs};
 use super::trace_args::TraceArgs;
@@ -27,9 +28,11 @@ use crate::description::Description;
 use crate::device::{DeviceOptions, TpmDevice};
 use crate::engine::{Engine, Wakeup};
 use crate::launch::Spawner;
+use crate::measure::event_log::DEFAULT_ROOM;
 use crate::platform::{Platform, StartupPolicy};
 use crate::sandbox::{self, Grant, NewUser, SERVER_CALLS, SERVER_CALLS_TO_ATTACH};
 use crate::status::{self, About};
+use crate::tpm::TpmVersion;
 use crate::vfio_user::{Attendant, DEVICE_TOKEN, Listener, ListenerError, Server, SocketClaim, SocketRights, Visitors};
 
 /// Descriptors that may be open, if the system allows as many: those that clients have sent and that are not closed yet are
@@ -79,6 +82,9 @@ pub(super) struct TpmArgs {
     /// does so without being asked
     #[arg(long)]
     reset_on_connect: bool,
+
+    #[command(flatten)]
+    pub(super) measure: MeasureArgs,
 
     #[command(flatten)]
     registers: RegisterArgs,
@@ -145,6 +151,7 @@ struct Config {
     registers: RegisterArgs,
     description: Option<(Description, PathBuf)>,
     startup: StartupPolicy,
+    measure: MeasureArgs,
     reset_on_connect: bool,
     obey_parent_only: bool,
     latency: LatencyArgs,
@@ -196,6 +203,9 @@ impl TryFrom<ServeArgs> for Config {
             (_, None | Some(StartupKind::Clear)) => StartupPolicy::Clear,
             (_, Some(StartupKind::None)) => StartupPolicy::None,
         };
+        if args.measure.any() {
+            refuse_measuring(startup, device.version())?;
+        }
         let reset_on_connect = args.reset_on_connect || device.placement().machine().resets_by_connecting();
         Ok(Self {
             endpoint,
@@ -206,6 +216,7 @@ impl TryFrom<ServeArgs> for Config {
             registers: args.registers,
             description,
             startup,
+            measure: args.measure,
             reset_on_connect,
             obey_parent_only,
             latency: args.latency,
@@ -215,6 +226,24 @@ impl TryFrom<ServeArgs> for Config {
             user,
             log: args.log,
         })
+    }
+}
+
+/// Says who cannot measure a launch.
+fn refuse_measuring(startup: StartupPolicy, version: TpmVersion) -> anyhow::Result<()> {
+    match (startup, version) {
+        (StartupPolicy::Host, _) => bail!(
+            "--measure does not go with --backend=passthrough: the host's TPM has been started by the host, and its PCRs \
+             are the host's"
+        ),
+        (StartupPolicy::None, _) => bail!(
+            "--measure does not go with --startup=none: measuring belongs to who starts the TPM up, and that is firmware \
+             there"
+        ),
+        (StartupPolicy::Clear, TpmVersion::V1_2) => {
+            bail!("--measure is for a TPM 2.0: leave out --tpm-version=1.2, or --measure")
+        }
+        (StartupPolicy::Clear, TpmVersion::V2_0) => Ok(()),
     }
 }
 
@@ -253,6 +282,8 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         .context("cannot receive signals")?;
 
     let version = config.device.version();
+    // What is launched is what it is now.
+    let launch = config.measure.launch()?;
     let trace = config.trace.open()?;
     let registers = config.registers.registers(&config.device);
     // Before the socket is there: what is wrong with the TPM is said first, and a VMM never meets a server without one.
@@ -318,7 +349,12 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         Endpoint::Descriptor(fd) => log::info!("serving descriptor {fd}"),
         Endpoint::Activation => log::info!("serving the socket that the service manager listens on"),
     }
-    let mut engine = Engine::new(backend, Platform::new(version, config.startup), Some(wakeup));
+    let platform = Platform::new(version, config.startup);
+    let platform = match launch {
+        Some(launch) => platform.measuring(launch, DEFAULT_ROOM),
+        None => platform,
+    };
+    let mut engine = Engine::new(backend, platform, Some(wakeup));
     engine.trace(config.trace.start(trace, version)?);
     engine.on_first_start(move || starter.map_or((), ready::Starter::tell));
     let options =
@@ -375,7 +411,7 @@ mod tests {
     use crate::acpi::Interface;
     use crate::bar_map;
     use crate::description::Source;
-    use crate::tpm::{Header, TpmVersion};
+    use crate::tpm::Header;
 
     fn config(args: &[&str]) -> anyhow::Result<Config> {
         let args = ["vfio-user-tpm"].iter().chain(args);
@@ -412,6 +448,21 @@ mod tests {
         assert_eq!((host.startup, host.device.version()), (StartupPolicy::Host, TpmVersion::V1_2));
         let error = config(&[&passthrough[..], &["--startup=clear"]].concat()).unwrap_err().to_string();
         assert!(error.contains("--startup does not go"), "{error}");
+    }
+
+    #[test]
+    fn who_cannot_measure_a_launch_says_so() {
+        let measured = ["--socket-path=/s", "--measure=cmdline=quiet"];
+        assert!(config(&measured).unwrap().measure.any());
+        for (flag, expected) in
+            [("--backend=passthrough", "the host's"), ("--startup=none", "firmware"), ("--tpm-version=1.2", "TPM 2.0")]
+        {
+            let args = [&measured[..], &[flag, "--interface=tis"]].concat();
+            let args =
+                if flag == "--backend=passthrough" { [&args[..], &["--tpm-version=2.0"]].concat() } else { args };
+            let error = config(&args).unwrap_err().to_string();
+            assert!(error.contains("--measure") && error.contains(expected), "{flag}: {error}");
+        }
     }
 
     #[test]
