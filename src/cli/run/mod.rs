@@ -7,8 +7,10 @@
 mod folder;
 mod initramfs;
 mod launch;
+mod launched;
 mod processes;
 mod qemu;
+mod sealed;
 
 use std::ffi::OsString;
 use std::os::fd::AsFd;
@@ -36,6 +38,9 @@ use processes::{Event, Process, Reach, Signals};
 /// Starts a server, waits until its TPM is up, and starts the command after `--`, with all arguments added
 /// that attach the TPM: the device, its ACPI tables, S3 switched off, and -machine where the command names none. QEMU's virt
 /// takes no tables; there the file of -initrd is passed on with acpi-initrd.cpio in front (see `describe`).
+///
+/// With --measure auto, kernel, command line, initrd and firmware that QEMU's arguments name are measured into the TPM, and
+/// QEMU gets copies of them that nobody can change. Arguments by which it would start with more are refused.
 ///
 /// Started by a service manager that wants to know, it says that it is ready when QEMU has been started.
 ///
@@ -90,17 +95,28 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let description = Description::new(description_of(device, socket.clone(), backend.source()))?;
     let attach = description.qemu_arguments(&tables)?;
     let [program, user @ ..] = &*args.command else { bail!("give QEMU's command after --") };
-    let mut arguments = qemu::arguments(user, machine, &socket, attach)?;
+    let mut user = user.to_vec();
     if !machine.adds_tables() {
-        let initramfs = initramfs::arguments(user, description.acpi_initrd()?, &folder.path().join("initramfs"))?;
+        let initramfs = initramfs::arguments(&user, description.acpi_initrd()?, &folder.path().join("initramfs"))?;
         if initramfs.is_empty() {
             log::warn!(
                 "QEMU's arguments have no -initrd: the guest finds its TPM only if its boot loader puts acpi-initrd.cpio in \
                  front of the initramfs (see describe)"
             );
         }
-        arguments.extend(initramfs);
+        user.extend(initramfs);
     }
+    let measured = match args.tpm.measure.besides_auto() {
+        Some(others) => {
+            let firmware = || launched::default_of(program, &user, machine);
+            let mut launched = launched::pin(&user, &folder.path().join("measured"), firmware)?;
+            launched.flags.extend(others);
+            Some(launched)
+        }
+        None => None,
+    };
+    let user = measured.as_ref().map_or(&user, |launched| &launched.arguments);
+    let arguments = qemu::arguments(user, machine, &socket, attach)?;
     let mut qemu = this_program();
     qemu.args([launch::SUBCOMMAND, "--"]).arg(program).args(arguments);
     // To say when all is up is for us.
@@ -110,7 +126,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let notify = folder.path().join("ready");
     let ready =
         ReadySocket::bind(&notify).context("cannot create a socket: set TMPDIR to a folder with a shorter path")?;
-    let mut command = server_command(&notify);
+    let mut command = server_command(&notify, measured.as_ref().map(|launched| &*launched.flags));
     if args.socket_path.is_none() {
         command.arg("--socket-path").arg(socket);
     }
@@ -137,11 +153,15 @@ fn this_program() -> Command {
     command
 }
 
-/// This program as the server, with the flags of `run`.
-fn server_command(notify: &Path) -> Command {
+/// This program as the server, with the flags of `run`; `measured` are those in the place of its own --measure.
+fn server_command(notify: &Path, measured: Option<&[OsString]>) -> Command {
     let mut command = this_program();
+    let flags = own_flags(std::env::args_os());
+    match measured {
+        Some(measured) => command.args(without_measure(flags)).args(measured),
+        None => command.args(flags),
+    };
     command
-        .args(own_flags(std::env::args_os()))
         // A signal to all processes of a service reaches it too, and is for us to act upon.
         .arg("--obey-parent-only")
         .env(ready::VARIABLE, notify)
@@ -156,6 +176,17 @@ fn server_command(notify: &Path) -> Command {
 fn own_flags(args: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     // The program's name and `run` come first; clap takes no flag before a subcommand.
     args.into_iter().skip(2).take_while(|arg| arg != "--")
+}
+
+/// These flags without each `--measure` and its value.
+fn without_measure(flags: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    let mut is_value = false;
+    flags.filter(move |flag| {
+        let is_flag = !is_value && flag == "--measure";
+        let is_part = is_flag || is_value || flag.as_encoded_bytes().starts_with(b"--measure=");
+        is_value = is_flag;
+        !is_part
+    })
 }
 
 /// Runs QEMU while there is a TPM for it, and gives the exit status for the whole.
@@ -261,6 +292,13 @@ mod tests {
         let args = ["vfio-user-tpm", "run", "--state-dir", "a b", "--log-level=warn", "--", "qemu", "--", "-m", "1G"];
         let flags: Vec<_> = own_flags(args.map(OsString::from)).collect();
         assert_eq!(flags, ["--state-dir", "a b", "--log-level=warn"]);
+    }
+
+    #[test]
+    fn what_is_measured_can_be_said_anew() {
+        let flags = ["--measure", "auto", "--measure-hcrtm", "--measure=cmdline=--measure", "--log-level", "warn"];
+        let left: Vec<_> = without_measure(flags.into_iter().map(OsString::from)).collect();
+        assert_eq!(left, ["--measure-hcrtm", "--log-level", "warn"]);
     }
 
     #[test]
