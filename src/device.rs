@@ -70,6 +70,8 @@ pub struct TpmDevice {
     engine: Engine,
     hold: CompletionHold,
     reset_on_connect: bool,
+    /// The log of the TPM's last start is to be shown yet.
+    log_is_due: bool,
     activity: Activity,
     commands: CommandCounters,
 }
@@ -87,6 +89,7 @@ impl TpmDevice {
             engine,
             hold: CompletionHold::new(completion_hold),
             reset_on_connect,
+            log_is_due: true,
             activity: Activity::default(),
         };
         device.power_on();
@@ -163,6 +166,9 @@ impl TpmDevice {
 
     /// Shows the guest what the engine has finished.
     fn take_over(&mut self, now: Instant) {
+        if self.log_is_due {
+            self.show_log();
+        }
         self.registers.set_establishment(self.engine.established());
         let taken = self.engine.take_response(|response| {
             self.registers.complete(response);
@@ -171,6 +177,16 @@ impl TpmDevice {
         if taken.is_some() {
             self.hold.end();
         }
+    }
+
+    /// Shows the guest what the platform has measured, once the TPM is up: it is there before the guest's first command is
+    /// answered.
+    fn show_log(&mut self) {
+        let Some(log) = self.engine.event_log() else { return };
+        if let Err(error) = self.registers.set_log(log) {
+            log::error!("{error}");
+        }
+        self.log_is_due = false;
     }
 
     /// Tells the registers where the guest has put them.
@@ -198,6 +214,7 @@ impl TpmDevice {
         self.place();
         self.hold.end();
         self.commands.abandon();
+        self.log_is_due = true;
         self.engine.reset(now);
         self.take_over(now);
     }

@@ -14,11 +14,14 @@ use common::hex;
 use common::raw_client::RawClient;
 use common::server::Server;
 use common::swtpm::programs;
-use common::tis::Tis;
+use common::tis::{BAR0, Tis};
 use common::tpm_commands::*;
 use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_vfio-user-tpm");
+
+/// Where the log's area is.
+const LOG: u64 = 0x1_0000;
 
 /// Files to launch.
 struct Files(TempDir);
@@ -49,9 +52,14 @@ impl Files {
     }
 }
 
-/// The values of SHA-256 that `log expect` prints for these flags.
+/// The values that `log expect` prints for these flags.
 fn expected(flags: &[OsString]) -> BTreeMap<u32, String> {
-    let output = Command::new(PROGRAM).args(["log", "expect", "--json", "--bank=sha256"]).args(flags).output().unwrap();
+    by_bank(&[&["log", "expect", "--json"].map(OsString::from)[..], flags].concat())
+}
+
+/// The values of SHA-256 that the program prints.
+fn by_bank(arguments: &[OsString]) -> BTreeMap<u32, String> {
+    let output = Command::new(PROGRAM).args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     serde_json::from_value(json["sha256"].clone()).unwrap()
@@ -61,6 +69,14 @@ fn expected(flags: &[OsString]) -> BTreeMap<u32, String> {
 fn values(tis: &mut Tis) -> BTreeMap<u32, String> {
     let value = |pcr| (pcr, hex(digest_of(&tis.run(&pcr_read(pcr)))));
     (0..16).map(value).filter(|(_, value)| value.bytes().any(|digit| digit != b'0')).collect()
+}
+
+/// What the guest finds in the log's area, as `log replay` understands it.
+fn replayed(tis: &mut Tis, folder: &Path) -> BTreeMap<u32, String> {
+    let page = |page: u64| tis.client.region_read(BAR0, LOG + page * 4096, 4096);
+    let log = folder.join("log");
+    fs::write(&log, (0..16).flat_map(page).collect::<Vec<u8>>()).unwrap();
+    by_bank(&["log", "replay", "--json", log.to_str().unwrap()].map(OsString::from))
 }
 
 fn backends(state: &Path) -> Vec<Vec<OsString>> {
@@ -83,6 +99,8 @@ fn the_tpm_has_the_values_that_are_expected_after_each_reset() {
             let server = Server::with_args(&[backend, flags].concat());
             let mut tis = Tis::new(RawClient::connect(&server.socket()));
             assert_eq!(values(&mut tis), expected, "backend {number}, {more:?}");
+            assert_eq!(replayed(&mut tis, state.path()), expected);
+            tis.client.region_write(BAR0, LOG, b"the guest's");
             // What happens to the files now is nothing to the TPM.
             fs::write(files.path("vmlinuz"), "another").unwrap();
             fs::remove_file(files.path("initrd")).unwrap();
@@ -91,6 +109,7 @@ fn the_tpm_has_the_values_that_are_expected_after_each_reset() {
             tis.reset();
             tis.take_locality(0);
             assert_eq!(values(&mut tis), expected, "backend {number} after a reset, {more:?}");
+            assert_eq!(replayed(&mut tis, state.path()), expected);
             // The hierarchy is closed behind it.
             assert_ne!(code_of(&tis.run(&clear_by_platform())), RC_SUCCESS);
             let begin = Instant::now();

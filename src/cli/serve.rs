@@ -27,8 +27,8 @@ use crate::control::ControlSocket;
 use crate::description::Description;
 use crate::device::{DeviceOptions, TpmDevice};
 use crate::engine::{Engine, Wakeup};
+use crate::frontend::LOG_SIZE;
 use crate::launch::Spawner;
-use crate::measure::event_log::DEFAULT_ROOM;
 use crate::platform::{Platform, StartupPolicy};
 use crate::sandbox::{self, Grant, NewUser, SERVER_CALLS, SERVER_CALLS_TO_ATTACH};
 use crate::status::{self, About};
@@ -351,7 +351,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     let platform = Platform::new(version, config.startup);
     let platform = match launch {
-        Some(launch) => platform.measuring(launch, DEFAULT_ROOM),
+        Some(launch) => platform.measuring(launch, LOG_SIZE),
         None => platform,
     };
     let mut engine = Engine::new(backend, platform, Some(wakeup));
