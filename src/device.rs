@@ -8,6 +8,7 @@ use crate::counters::CommandCounters;
 use crate::engine::Engine;
 use crate::frontend::{Effect, LogTooLarge, Progress, Registers};
 use crate::pci::{CONFIG_SIZE, ConfigSpace, Identity, MemoryBar};
+use crate::ppi::{self, Answer as PresenceAnswer, Consent, Outcome, Submission};
 use crate::shared_pages::SharedPages;
 use crate::tpm::Locality;
 use crate::vfio_user::{
@@ -42,6 +43,8 @@ pub struct DeviceOptions {
     pub reset_on_connect: bool,
     /// How long the answer "still busy" is held back in all for each command.
     pub completion_hold: Duration,
+    /// What a guest may have done by physical presence; nothing is there for it without.
+    pub presence: Option<Consent>,
 }
 
 /// What has happened at the device so far.
@@ -65,6 +68,7 @@ pub struct Activity {
 pub struct TpmDevice {
     config: ConfigSpace,
     registers: Registers<SharedPages>,
+    presence: Option<ppi::Window>,
     /// What the guest may map of BAR0.
     mappable: Vec<MappableArea>,
     engine: Engine,
@@ -80,11 +84,12 @@ impl TpmDevice {
     /// A device that begins to start its TPM.
     #[must_use]
     pub fn new(identity: Identity, registers: Registers<SharedPages>, engine: Engine, options: DeviceOptions) -> Self {
-        let DeviceOptions { reset_on_connect, completion_hold } = options;
+        let DeviceOptions { reset_on_connect, completion_hold, presence } = options;
         let mut device = Self {
             config: ConfigSpace::new(identity, BAR0),
             mappable: areas(registers.shared_windows()),
             registers,
+            presence: presence.map(ppi::Window::new),
             commands: CommandCounters::new(engine.version()),
             engine,
             hold: CompletionHold::new(completion_hold),
@@ -147,6 +152,12 @@ impl TpmDevice {
         self.registers.set_log(log)
     }
 
+    /// The window for physical presence, if there is one.
+    #[must_use]
+    pub fn presence(&self) -> Option<&ppi::Window> {
+        self.presence.as_ref()
+    }
+
     fn carry_out(&mut self, effect: Effect) {
         let now = Instant::now();
         match effect {
@@ -176,6 +187,18 @@ impl TpmDevice {
         });
         if taken.is_some() {
             self.hold.end();
+        }
+        if let Some(response) = self.engine.platform_mut().take_response() {
+            if let Some(outcome) = self.presence.as_mut().and_then(|presence| presence.finish(response)) {
+                tell_outcome(outcome);
+            }
+        }
+    }
+
+    fn read_bar0(&mut self, offset: u64, data: &mut [u8]) {
+        self.registers.read(offset, data);
+        if let Some(presence) = &self.presence {
+            presence.read(offset, data);
         }
     }
 
@@ -215,6 +238,9 @@ impl TpmDevice {
         self.hold.end();
         self.commands.abandon();
         self.log_is_due = true;
+        if let Some(request) = self.presence.as_mut().and_then(ppi::Window::reset) {
+            self.engine.platform_mut().request(request);
+        }
         self.engine.reset(now);
         self.take_over(now);
     }
@@ -226,6 +252,33 @@ impl TpmDevice {
             Access::Start => self.registers.is_busy(),
         };
         waits && self.hold.holds(Instant::now())
+    }
+}
+
+fn tell_submission(Submission { request, answer }: Submission) {
+    let operation = request.operation;
+    match answer {
+        PresenceAnswer::Success if operation == 0 => log::info!("the guest asks for nothing by physical presence"),
+        PresenceAnswer::Success => {
+            log::info!("the guest asks for physical presence operation {operation}, which the next reset carries out");
+        }
+        PresenceAnswer::Blocked => log::warn!(
+            "the guest asks for physical presence operation {operation}, to which the host has not agreed (--ppi-allow)"
+        ),
+        PresenceAnswer::NotImplemented => {
+            log::warn!("the guest asks for physical presence operation {operation}, which there is not");
+        }
+        PresenceAnswer::GeneralFailure => log::warn!(
+            "the guest asks for physical presence operation {operation} with an argument that it cannot have: {:#x}",
+            request.argument
+        ),
+    }
+}
+
+fn tell_outcome(Outcome { operation, response }: Outcome) {
+    match response {
+        ppi::SUCCESS => log::info!("physical presence operation {operation} was carried out"),
+        response => log::warn!("physical presence operation {operation} failed with {response:#x}"),
     }
 }
 
@@ -294,7 +347,7 @@ impl Device for TpmDevice {
                 if self.may_wait(Access::Read { offset, length: data.len() }) {
                     return self.hold_back(offset);
                 }
-                self.registers.read(offset, data);
+                self.read_bar0(offset, data);
             }
             _ => data.fill(0xff),
         }
@@ -318,6 +371,9 @@ impl Device for TpmDevice {
             ffi::VFIO_PCI_BAR0_REGION_INDEX => {
                 self.activity.writes += 1;
                 let effect = self.registers.write(offset, data);
+                if let Some(submission) = self.presence.as_mut().and_then(|presence| presence.write(offset, data)) {
+                    tell_submission(submission);
+                }
                 return self.follow(effect, offset);
             }
             _ => {}
@@ -331,7 +387,7 @@ impl Device for TpmDevice {
         if !must_answer && self.may_wait(access) {
             return Answer::Later(Ticket(offset));
         }
-        self.registers.read(offset, data);
+        self.read_bar0(offset, data);
         Answer::Now
     }
 

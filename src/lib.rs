@@ -26,6 +26,7 @@ pub mod measure;
 pub mod pci;
 pub mod pcr_bank;
 pub mod platform;
+pub mod ppi;
 pub mod sandbox;
 pub mod seqpacket;
 pub mod shared_pages;

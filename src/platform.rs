@@ -1,5 +1,6 @@
-//! What a platform's firmware does for its TPM, and no firmware does for this one: Startup, measuring what is launched,
-//! closing the platform hierarchy, and an orderly Shutdown before power is cut.
+//! What a platform's firmware does for its TPM, and no firmware does for this one: Startup, what the guest has asked for by
+//! physical presence, measuring what is launched, closing the platform hierarchy, and an orderly Shutdown before power is
+//! cut.
 //!
 //! Sources: TCG PC Client Platform Firmware Profile (the platform hierarchy is closed before anything else runs);
 //! TPM 2.0 Library Part 3, sections 9.3 (TPM2_Startup), 9.4 (TPM2_Shutdown), 24.8 (TPM2_HierarchyChangeAuth);
@@ -9,6 +10,7 @@
 mod measuring;
 #[cfg(test)]
 pub(crate) mod measuring;
+mod presence;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,8 +19,10 @@ use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::measure::launch::Launch;
+use crate::ppi::{self, Request};
 use crate::tpm::{Header, TpmVersion};
 use measuring::Measuring;
+use presence::Presence;
 
 const TPM_TAG_RQU_COMMAND: u16 = 0x00c1;
 const TPM_ORD_STARTUP: u32 = 0x99;
@@ -27,15 +31,15 @@ const TPM_ST_CLEAR: [u8; 2] = [0, 1];
 const TPM_PHYSICAL_PRESENCE_CMD_ENABLE: [u8; 2] = [0, 0x20];
 const TPM_PHYSICAL_PRESENCE_NOTPRESENT_LOCK: [u8; 2] = [0, 0x10 | 0x04];
 
-const TPM_ST_NO_SESSIONS: u16 = 0x8001;
-const TPM_ST_SESSIONS: u16 = 0x8002;
+pub(crate) const TPM_ST_NO_SESSIONS: u16 = 0x8001;
+pub(crate) const TPM_ST_SESSIONS: u16 = 0x8002;
 const TPM_CC_HIERARCHY_CHANGE_AUTH: u32 = 0x129;
 const TPM_CC_STARTUP: u32 = 0x144;
 const TPM_CC_SHUTDOWN: u32 = 0x145;
 const TPM_SU_CLEAR: [u8; 2] = [0, 0];
-const TPM_RH_PLATFORM: [u8; 4] = [0x40, 0, 0, 0x0c];
+pub(crate) const TPM_RH_PLATFORM: [u8; 4] = [0x40, 0, 0, 0x0c];
 /// `TPMS_AUTH_COMMAND` with an empty password: size 9, `TPM_RS_PW`, no nonce, no attributes, no password.
-const EMPTY_PASSWORD: [u8; 13] = [0, 0, 0, 9, 0x40, 0, 0, 0x09, 0, 0, 0, 0, 0];
+pub(crate) const EMPTY_PASSWORD: [u8; 13] = [0, 0, 0, 9, 0x40, 0, 0, 0x09, 0, 0, 0, 0, 0];
 
 /// Bytes of the random platformAuth.
 const PLATFORM_AUTH_SIZE: usize = 32;
@@ -58,8 +62,18 @@ pub struct Step {
     pub name: &'static str,
     /// What is done.
     pub action: Action,
-    /// The response says what comes next.
-    asks: bool,
+    then: Then,
+}
+
+/// What a response is to the platform.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// It has to be a success.
+    GoOn,
+    /// So it has, and what is in it says what is to be measured next.
+    Measure,
+    /// The guest has asked for the command: it need not be a success, and may lead to another one.
+    Request,
 }
 
 /// What is done to the TPM. It may hold a secret, which is gone with it.
@@ -73,15 +87,20 @@ pub enum Action {
 
 impl Step {
     fn command(name: &'static str, command: Vec<u8>) -> Self {
-        Self { name, action: Action::Execute(command), asks: false }
+        Self { name, action: Action::Execute(command), then: Then::GoOn }
     }
 
     fn asking(name: &'static str, command: Vec<u8>) -> Self {
-        Self { name, action: Action::Execute(command), asks: true }
+        Self { name, action: Action::Execute(command), then: Then::Measure }
     }
 
     fn hash(name: &'static str, data: Vec<u8>) -> Self {
-        Self { name, action: Action::Hash(data), asks: false }
+        Self { name, action: Action::Hash(data), then: Then::GoOn }
+    }
+
+    /// A command that carries out what the guest has asked for.
+    pub(crate) fn requested(name: &'static str, command: Vec<u8>) -> Self {
+        Self { name, action: Action::Execute(command), then: Then::Request }
     }
 
     /// The command, or what is hashed.
@@ -142,14 +161,22 @@ pub struct Platform {
     measuring: Option<Measuring>,
     /// What is to be done yet before a guest may use the TPM; the first is under way.
     steps: VecDeque<Step>,
+    presence: Presence,
 }
 
 impl Platform {
     /// The platform of a TPM of `version`.
     #[must_use]
     pub fn new(version: TpmVersion, policy: StartupPolicy) -> Self {
-        let (shutdown_runs, shut_down_by_guest) = (false, false);
-        Self { version, policy, shutdown_runs, shut_down_by_guest, measuring: None, steps: VecDeque::new() }
+        Self {
+            version,
+            policy,
+            shutdown_runs: false,
+            shut_down_by_guest: false,
+            measuring: None,
+            steps: VecDeque::new(),
+            presence: Presence::default(),
+        }
     }
 
     /// Has `launch` measured at each start, and a log of it made for which there are `room` bytes. That needs a TPM 2.0
@@ -173,7 +200,8 @@ impl Platform {
     }
 
     /// Begins with what is to be done after `_TPM_Init`, in order; [`step`](Self::step) has the first. Each must succeed
-    /// before a guest may use the TPM: a guest never finds one of which a measurement is missing.
+    /// before a guest may use the TPM, but for what it has asked for itself: a guest never finds one of which a measurement
+    /// is missing.
     ///
     /// The platform hierarchy is closed by a random authorization value that nobody keeps, so that a guest's root can
     /// neither clear the TPM nor change what belongs to the platform. The hierarchy stays enabled, as on a PC. TPM 1.2
@@ -184,6 +212,7 @@ impl Platform {
     pub fn start(&mut self) -> Result<(), getrandom::Error> {
         self.shut_down_by_guest = false;
         self.measuring.iter_mut().for_each(Measuring::forget);
+        let requested = self.presence.begin();
         self.steps = match (self.policy, self.version) {
             (StartupPolicy::None | StartupPolicy::Host, _) => VecDeque::new(),
             (StartupPolicy::Clear, TpmVersion::V1_2) => start_of_1_2().into(),
@@ -192,7 +221,8 @@ impl Platform {
                 let startup = command(TPM_ST_NO_SESSIONS, TPM_CC_STARTUP, &[&TPM_SU_CLEAR]);
                 let startup = Step::command("TPM2_Startup(CLEAR)", startup);
                 let after = self.measuring.as_ref().map(|_| Measuring::after_startup());
-                before.into_iter().chain([startup]).chain(after).chain([close_hierarchy()?]).collect()
+                let steps = before.into_iter().chain([startup]).chain(requested).chain(after);
+                steps.chain([close_hierarchy()?]).collect()
             }
         };
         Ok(())
@@ -214,17 +244,43 @@ impl Platform {
         if let Action::Hash(_) = step.action {
             return Ok(());
         }
-        match Header::of_whole(response) {
-            Some(Header { code: 0, .. }) => {}
-            Some(Header { code, .. }) => return Err(StepError::Refused { name, code }),
-            None => return Err(StepError::Malformed { name }),
-        }
-        if let (true, Some(measuring)) = (step.asks, &mut self.measuring) {
-            for step in measuring.extends(response).map_err(StepError::Stopped)?.into_iter().rev() {
-                self.steps.push_front(step);
-            }
-        }
+        let next = match (Header::of_whole(response), step.then) {
+            (None, _) => return Err(StepError::Malformed { name }),
+            (Some(_), Then::Request) => self.presence.ran(response).into_iter().collect(),
+            (Some(Header { code: 0, .. }), Then::GoOn) => Vec::new(),
+            (Some(Header { code: 0, .. }), Then::Measure) => match &mut self.measuring {
+                Some(measuring) => measuring.extends(response).map_err(StepError::Stopped)?,
+                None => Vec::new(),
+            },
+            (Some(Header { code, .. }), _) => return Err(StepError::Refused { name, code }),
+        };
+        next.into_iter().rev().for_each(|step| self.steps.push_front(step));
         Ok(())
+    }
+
+    /// Has `request` carried out by the next start, which has to come: see [`wants_start`](Self::wants_start). It fails with
+    /// a TPM that is no 2.0 or not [ours](StartupPolicy::Clear) to start up.
+    pub fn request(&mut self, request: Request) {
+        match (self.policy, self.version) {
+            (StartupPolicy::Clear, TpmVersion::V2_0) => self.presence.wait(request),
+            _ => self.presence.answer(ppi::FIRMWARE_FAILURE),
+        }
+    }
+
+    /// Whether the TPM has to be started anew, even one that is just up.
+    #[must_use]
+    pub fn wants_start(&self) -> bool {
+        self.presence.wants_start()
+    }
+
+    /// Takes note of the TPM's failure: what was requested is not done.
+    pub fn failed(&mut self) {
+        self.presence.give_up();
+    }
+
+    /// The [response](ppi::Outcome::response) to the last request, once.
+    pub fn take_response(&mut self) -> Option<u32> {
+        self.presence.take_response()
     }
 
     /// Takes note of a command that the guest is about to run.
@@ -282,7 +338,8 @@ fn shutdown_clear() -> Vec<u8> {
     command(TPM_ST_NO_SESSIONS, TPM_CC_SHUTDOWN, &[&TPM_SU_CLEAR])
 }
 
-fn command(tag: u16, code: u32, parts: &[&[u8]]) -> Vec<u8> {
+/// A command of these parts.
+pub(crate) fn command(tag: u16, code: u32, parts: &[&[u8]]) -> Vec<u8> {
     let body = Zeroizing::new(parts.concat());
     let size = u32::try_from(crate::tpm::HEADER_SIZE.saturating_add(body.len())).unwrap_or(u32::MAX);
     [&Header { tag, size, code }.to_bytes()[..], &body].concat()
@@ -327,6 +384,48 @@ mod tests {
     fn each_start_closes_the_hierarchy_with_another_value() {
         let mut platform = platform();
         assert_ne!(steps(&mut platform)[1].bytes(), steps(&mut platform)[1].bytes());
+    }
+
+    const CLEAR: Request = Request { operation: 5, argument: 0 };
+
+    #[test]
+    fn what_was_requested_comes_between_startup_and_the_closing_and_once() {
+        let mut platform = platform();
+        platform.request(CLEAR);
+        assert!(platform.wants_start());
+        let names = |steps: Vec<Step>| steps.iter().map(|step| step.name).collect::<Vec<_>>();
+        let [first, last] = ["TPM2_Startup(CLEAR)", "TPM2_HierarchyChangeAuth(platform)"];
+        assert_eq!(names(steps(&mut platform)), [first, "TPM2_ClearControl(no)", "TPM2_Clear", last]);
+        assert!(!platform.wants_start());
+        assert_eq!((platform.take_response(), platform.take_response()), (Some(ppi::SUCCESS), None));
+        assert_eq!(names(steps(&mut platform)), [first, last]);
+    }
+
+    #[test]
+    fn what_was_broken_off_has_failed_and_is_not_taken_up_again() {
+        let mut platform = platform();
+        platform.request(CLEAR);
+        platform.start().unwrap();
+        assert_eq!(steps(&mut platform).len(), 2);
+        assert_eq!(platform.take_response(), Some(ppi::FIRMWARE_FAILURE));
+        platform.request(CLEAR);
+        platform.failed();
+        assert_eq!((platform.take_response(), platform.wants_start()), (Some(ppi::FIRMWARE_FAILURE), false));
+        platform.failed();
+        assert_eq!(platform.take_response(), None);
+    }
+
+    #[test]
+    fn a_request_to_a_tpm_that_is_not_ours_to_start_up_fails() {
+        for (version, policy) in [
+            (TpmVersion::V1_2, StartupPolicy::Clear),
+            (TpmVersion::V2_0, StartupPolicy::None),
+            (TpmVersion::V2_0, StartupPolicy::Host),
+        ] {
+            let mut platform = Platform::new(version, policy);
+            platform.request(CLEAR);
+            assert_eq!((platform.take_response(), platform.wants_start()), (Some(ppi::FIRMWARE_FAILURE), false));
+        }
     }
 
     #[test]

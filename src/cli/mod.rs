@@ -15,6 +15,7 @@ mod latency_args;
 mod log_args;
 mod manual;
 mod measure_args;
+mod ppi_args;
 mod ready;
 mod register_args;
 mod run;

@@ -18,6 +18,7 @@ use super::device_args::{DeviceArgs, description_of};
 use super::latency_args::LatencyArgs;
 use super::log_args::LogArgs;
 use super::measure_args::MeasureArgs;
+use super::ppi_args::PpiArgs;
 use super::register_args::RegisterArgs;
 use super::sandbox_args::{SandboxArgs, UserArgs};
 use super::trace_args::TraceArgs;
@@ -30,6 +31,7 @@ use crate::engine::{Engine, Wakeup};
 use crate::frontend::LOG_SIZE;
 use crate::launch::Spawner;
 use crate::platform::{Platform, StartupPolicy};
+use crate::ppi::Consent;
 use crate::sandbox::{self, Grant, NewUser, SERVER_CALLS, SERVER_CALLS_TO_ATTACH};
 use crate::status::{self, About};
 use crate::tpm::TpmVersion;
@@ -85,6 +87,9 @@ pub(super) struct TpmArgs {
 
     #[command(flatten)]
     pub(super) measure: MeasureArgs,
+
+    #[command(flatten)]
+    ppi: PpiArgs,
 
     #[command(flatten)]
     registers: RegisterArgs,
@@ -152,6 +157,7 @@ struct Config {
     description: Option<(Description, PathBuf)>,
     startup: StartupPolicy,
     measure: MeasureArgs,
+    presence: Option<Consent>,
     reset_on_connect: bool,
     obey_parent_only: bool,
     latency: LatencyArgs,
@@ -206,6 +212,7 @@ impl TryFrom<ServeArgs> for Config {
         if args.measure.any() {
             refuse_measuring(startup, device.version())?;
         }
+        let presence = args.ppi.consent(startup, device.version())?;
         let reset_on_connect = args.reset_on_connect || device.placement().machine().resets_by_connecting();
         Ok(Self {
             endpoint,
@@ -217,6 +224,7 @@ impl TryFrom<ServeArgs> for Config {
             description,
             startup,
             measure: args.measure,
+            presence,
             reset_on_connect,
             obey_parent_only,
             latency: args.latency,
@@ -357,8 +365,11 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let mut engine = Engine::new(backend, platform, Some(wakeup));
     engine.trace(config.trace.start(trace, version)?);
     engine.on_first_start(move || starter.map_or((), ready::Starter::tell));
-    let options =
-        DeviceOptions { reset_on_connect: config.reset_on_connect, completion_hold: config.latency.completion_hold() };
+    let options = DeviceOptions {
+        reset_on_connect: config.reset_on_connect,
+        completion_hold: config.latency.completion_hold(),
+        presence: config.presence,
+    };
     let mut device = TpmDevice::new(config.device.identity(), registers, engine, options);
     let calls =
         confinement.restrict_calls(&[SERVER_CALLS, attached.as_ref().map_or(&[], |_| SERVER_CALLS_TO_ATTACH)])?;
@@ -422,7 +433,7 @@ mod tests {
     fn the_defaults_are_a_crb_tpm_2_0_that_we_start_up() {
         let config = config(&["--socket-path=/run/tpm.sock"]).unwrap();
         assert_eq!(config.endpoint, Endpoint::Path("/run/tpm.sock".into()));
-        assert_eq!(config.startup, StartupPolicy::Clear);
+        assert_eq!((config.startup, config.presence), (StartupPolicy::Clear, Some(Consent::empty())));
         assert_eq!(config.device.identity(), crate::device::identity(0x7666, 0x5450));
         assert_eq!(config.device.interface(), Interface::Crb);
         assert!(config.description.is_none() && config.backend.source() == Source::Ephemeral);

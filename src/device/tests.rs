@@ -65,7 +65,7 @@ impl Bench {
         });
         let backend = Played::default();
         let engine = Engine::new(Box::new(backend.clone()), Platform::new(TpmVersion::V2_0, StartupPolicy::None), None);
-        let options = DeviceOptions { reset_on_connect: false, completion_hold };
+        let options = DeviceOptions { reset_on_connect: false, completion_hold, presence: Some(Consent::CLEAR) };
         let device = TpmDevice::new(identity(VENDOR_ID, DEVICE_ID), registers, engine, options);
         let mut bench = Self { device, backend, kind };
         bench.outcome(Done::Control { established: false }, &[]);
@@ -323,5 +323,27 @@ fn the_registers_follow_the_bar() {
         let mut data = [0; 4];
         assert_eq!(bench.device.read(BAR0_INDEX, register, &mut data), Answer::Now);
         assert_eq!(u32::from_le_bytes(data), 0xfe90_9000, "{kind:?}");
+    }
+}
+
+#[test]
+fn a_request_by_physical_presence_is_handed_over_by_a_reset_and_outlives_its_client() {
+    // A platform that starts nothing up fails each request at once.
+    for kind in KINDS {
+        let mut bench = Bench::new(kind, LONG);
+        bench.write(bar_map::PPI.offset.into(), &[[0; 4], [5, 0, 0, 0], [0; 4], [1, 0, 0, 0]].concat());
+        bench.device.disconnected();
+        let pending = |bench: &Bench| bench.device.presence().unwrap().pending().map(|request| request.operation);
+        assert_eq!(pending(&bench), Some(5), "{kind:?}");
+        bench.device.reset();
+        assert_eq!(pending(&bench), None, "{kind:?}");
+        let mut words = [[0; 4]; 2];
+        let mut read = |at, word: &mut [u8; 4]| {
+            let offset = u64::from(bar_map::PPI.offset) + at;
+            assert_eq!(bench.device.read(BAR0_INDEX, offset, word), Answer::Now);
+        };
+        read(0x1c, &mut words[0]);
+        read(0x20, &mut words[1]);
+        assert_eq!(words.map(u32::from_le_bytes), [5, ppi::FIRMWARE_FAILURE], "{kind:?}");
     }
 }

@@ -159,7 +159,8 @@ impl Engine {
     }
 
     /// `_TPM_Init`: shuts a running TPM down in order and starts it anew. What the guest has under way is forgotten.
-    /// Returns at once; commands wait until the TPM is up. A TPM that nobody has used since its start stays as it is.
+    /// Returns at once; commands wait until the TPM is up. A TPM that nobody has used since its start stays as it is, unless
+    /// its platform wants it started.
     pub fn reset(&mut self, now: Instant) {
         self.forget_guest();
         // A TPM that has died, and of which nobody has heard yet, is none that can stay as it is.
@@ -167,7 +168,7 @@ impl Engine {
         match (&self.phase, self.goal) {
             // Already on the way to a fresh TPM, or there.
             (_, Goal::Stop | Goal::Reset) | (Phase::Initializing | Phase::Starting, _) => {}
-            (Phase::Idle, Goal::Serve) if self.pristine => {}
+            (Phase::Idle, Goal::Serve) if self.pristine && !self.platform.wants_start() => {}
             _ => self.pursue(Goal::Reset, now),
         }
     }
@@ -248,6 +249,11 @@ impl Engine {
         let taken = take(&self.response);
         self.response.zeroize();
         Some(taken)
+    }
+
+    /// What does a firmware's work.
+    pub fn platform_mut(&mut self) -> &mut Platform {
+        &mut self.platform
     }
 
     /// The TPM's `tpmEstablished` flag, as last known.
@@ -457,6 +463,9 @@ impl Engine {
                 }
             };
             self.begin(begun, Phase::Starting, START_LIMIT, now);
+        } else if self.platform.wants_start() {
+            self.phase = Phase::Idle;
+            self.pursue(Goal::Reset, now);
         } else {
             log::debug!("the TPM is up");
             self.first_start = FirstStart::Done;
@@ -474,6 +483,7 @@ impl Engine {
     /// Failure mode: said once, and the guest gets a failure response to each command until the next reset.
     fn fail(&mut self, reason: &str, now: Instant) {
         self.phase = Phase::Failed;
+        self.platform.failed();
         self.failure = Some(reason.to_owned());
         self.events.failures = self.events.failures.saturating_add(1);
         match (&self.first_start, self.goal) {

@@ -5,6 +5,7 @@ use crate::backend::played::{Call, Played};
 use crate::measure::launch::{Launch, Source};
 use crate::platform::StartupPolicy;
 use crate::platform::measuring::tests::banks;
+use crate::ppi::{self, Request};
 use crate::tpm::TpmVersion;
 
 const OK: [u8; 10] = [0x80, 1, 0, 0, 0, 10, 0, 0, 0, 0];
@@ -501,4 +502,119 @@ fn commands_and_responses_are_kept_no_longer_than_somebody_waits_for_them() {
     assert!(!nothing_kept(&bench));
     bench.engine.stop(bench.now);
     assert!(nothing_kept(&bench), "it waited for the reset to end");
+}
+
+/// A TPM of ours that is up, and unused.
+fn up_and_closed() -> Bench {
+    let mut bench = Bench::new(StartupPolicy::Clear);
+    bench.reset();
+    bench.control();
+    bench.response(&OK);
+    bench.response(&OK);
+    bench.backend.calls();
+    bench
+}
+
+/// The codes of the commands that were sent, and nothing else; 0 for a `_TPM_Init`.
+fn codes(bench: &Bench) -> Vec<u32> {
+    let code = |call| match call {
+        Call::Initialize => 0,
+        Call::Execute(0, command) => Header::of_whole(&command).expect("a whole command").code,
+        other => panic!("{other:?}"),
+    };
+    bench.backend.calls().into_iter().map(code).collect()
+}
+
+const STARTUP: u32 = 0x144;
+const CLOSING: u32 = 0x129;
+const SHUTDOWN: u32 = 0x145;
+
+#[test]
+fn a_request_is_carried_out_once_however_many_resets_come() {
+    let mut bench = up_and_closed();
+    bench.engine.platform_mut().request(Request { operation: 5, argument: 0 });
+    bench.reset();
+    assert_eq!(codes(&bench), [SHUTDOWN], "though nobody has used the TPM");
+    bench.reset();
+    bench.response(&OK);
+    bench.control();
+    for _ in 0..4 {
+        bench.reset();
+        bench.response(&OK);
+    }
+    assert_eq!(codes(&bench), [0, STARTUP, 0x127, 0x126, CLOSING]);
+    assert_eq!(bench.engine.platform_mut().take_response(), Some(ppi::SUCCESS));
+    bench.reset();
+    assert_eq!((codes(&bench), bench.engine.platform_mut().take_response()), (vec![], None));
+}
+
+#[test]
+fn a_request_that_fails_leaves_the_guest_its_tpm() {
+    let mut bench = up_and_closed();
+    bench.engine.platform_mut().request(Request { operation: 24, argument: 0 });
+    bench.reset();
+    bench.response(&OK);
+    bench.control();
+    bench.response(&OK);
+    bench.response(&[0x80, 1, 0, 0, 0, 10, 0, 0, 1, 0x43]);
+    bench.response(&OK);
+    assert_eq!(bench.engine.platform_mut().take_response(), Some(0x143));
+    bench.backend.calls();
+    bench.execute();
+    assert_eq!(bench.backend.calls(), [guest_command()]);
+}
+
+#[test]
+fn other_pcr_banks_take_one_more_start_before_the_guest_has_the_tpm() {
+    let mut bench = up_and_closed();
+    bench.engine.platform_mut().request(Request { operation: 23, argument: 2 });
+    bench.reset();
+    bench.response(&OK);
+    bench.control();
+    bench.execute();
+    bench.response(&OK);
+    bench.response(&[0x80, 1, 0, 0, 0, 25, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0x0b, 3, 0, 0, 0]);
+    bench.response(&[0x80, 2, 0, 0, 0, 15, 0, 0, 0, 0, 0, 0, 0, 1, 1]);
+    bench.response(&OK);
+    assert_eq!(codes(&bench), [SHUTDOWN, 0, STARTUP, 0x17a, 0x12b, CLOSING, SHUTDOWN]);
+    bench.response(&OK);
+    bench.control();
+    bench.response(&OK);
+    assert_eq!(codes(&bench), [0, STARTUP, CLOSING]);
+    bench.response(&OK);
+    assert_eq!(bench.backend.calls(), [guest_command()]);
+    assert_eq!(bench.engine.platform_mut().take_response(), Some(ppi::SUCCESS));
+}
+
+#[test]
+fn a_tpm_that_dies_over_a_request_has_not_carried_it_out_and_is_not_asked_again() {
+    let mut bench = up_and_closed();
+    bench.engine.platform_mut().request(Request { operation: 5, argument: 0 });
+    bench.reset();
+    bench.response(&OK);
+    bench.control();
+    bench.response(&OK);
+    bench.gone();
+    assert_eq!(bench.engine.platform_mut().take_response(), Some(ppi::FIRMWARE_FAILURE));
+    bench.backend.calls();
+    bench.reset();
+    bench.control();
+    bench.response(&OK);
+    assert_eq!(codes(&bench), [0, STARTUP, CLOSING]);
+}
+
+#[test]
+fn a_request_that_comes_while_the_tpm_starts_has_it_start_again() {
+    let mut bench = Bench::new(StartupPolicy::Clear);
+    bench.reset();
+    bench.control();
+    bench.engine.platform_mut().request(Request { operation: 24, argument: 0 });
+    bench.reset();
+    bench.response(&OK);
+    bench.response(&OK);
+    assert_eq!(codes(&bench), [0, STARTUP, CLOSING, SHUTDOWN]);
+    bench.response(&OK);
+    bench.control();
+    bench.response(&OK);
+    assert_eq!(codes(&bench), [0, STARTUP, 0x124]);
 }

@@ -13,6 +13,7 @@ use vfio_user_tpm::frontend::crb::{Crb, CrbConfig, CrbDoorbell};
 use vfio_user_tpm::frontend::tis::{Tis, TisConfig};
 use vfio_user_tpm::frontend::{RegisterFile, Registers};
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
+use vfio_user_tpm::ppi::Consent;
 use vfio_user_tpm::shared_pages::SharedPages;
 use vfio_user_tpm::tpm::{BUFFER_SIZE, Header, Locality, TpmVersion};
 
@@ -65,7 +66,7 @@ pub fn device(tape: &mut Tape<'_>) -> (TpmDevice, Played) {
             identity,
             registers,
             engine,
-            DeviceOptions { reset_on_connect: choices & 8 != 0, completion_hold },
+            DeviceOptions { reset_on_connect: choices & 8 != 0, completion_hold, presence: Some(Consent::all()) },
         ),
         played,
     )
