@@ -244,3 +244,90 @@ fn no_other_function_rings_the_doorbell() {
     let nothing = vec![Value::Buffer(vec![0]); 6];
     assert_eq!(script.doorbell().run(&device), [nothing, vec![Value::Integer(0)]].concat());
 }
+
+/// A device of each interface: where it is in the machine, physical presence does not look.
+fn with_presence() -> impl Iterator<Item = (Interface, TpmDevice)> {
+    Interface::ALL.into_iter().map(|interface| (interface, crb(interface)))
+}
+
+/// A machine whose device has the window, with these registers, each its number but for the signature's.
+fn presence(device: &TpmDevice) -> Script {
+    let script = Script::new(device).config(WORKING).fill_presence(0, u32::from_le_bytes(*b"PPI1"));
+    (1..9).fold(script, |script, register| script.fill_presence(register, register * 0x0101_0101))
+}
+
+fn integers(values: &[u32]) -> Value {
+    Value::Buffer(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+}
+
+#[test]
+fn physical_presence_says_what_it_has() {
+    for (interface, device) in with_presence() {
+        let script = presence(&device).presence(1, 0, &[]).presence(2, 0, &[]).presence(1, 1, &[]);
+        let values = script.presence(1, 4, &[]).presence(1, 6, &[0]).presence(1, 9, &[]).run(&device);
+        let functions = Value::Buffer(vec![0xff, 0x01]);
+        let version = Value::String("1.3".to_owned());
+        let expected =
+            [functions.clone(), functions, version, Value::Integer(2), Value::Integer(3), Value::Buffer(vec![0])];
+        assert_eq!(values, expected, "{interface:?}");
+    }
+}
+
+#[test]
+fn a_request_is_written_to_the_window_and_its_answer_read_there() {
+    // The register that submits gives back here what was written to it.
+    let requests: [(u32, &[u32], [u64; 4]); 3] =
+        [(2, &[5], [1, 5, 0, 1]), (7, &[23, 0xffff_fff2], [1, 23, 0xffff_fff2, 1]), (7, &[22], [1, 22, 0, 1])];
+    for (interface, device) in with_presence() {
+        let script = requests.iter().fold(presence(&device), |script, (function, arguments, _)| {
+            let script = script.fill_presence(3, 0).presence(2, *function, arguments);
+            script.presence_register(1).presence_register(2).presence_register(3)
+        });
+        let expected: Vec<_> = requests.iter().flat_map(|(.., values)| values.map(Value::Integer)).collect();
+        assert_eq!(script.run(&device), expected, "{interface:?}");
+    }
+}
+
+#[test]
+fn what_is_asked_for_and_what_was_done_are_read_from_the_window() {
+    for (interface, device) in with_presence() {
+        let script = presence(&device).presence(1, 3, &[]).presence(2, 3, &[]).presence(1, 5, &[]);
+        let values = script.presence(1, 8, &[24]).presence_register(1).run(&device);
+        let expected = [
+            integers(&[0, 0x0505_0505]),
+            integers(&[0, 0x0505_0505, 0x0606_0606]),
+            integers(&[0, 0x0707_0707, 0x0808_0808]),
+            Value::Integer(0x0404_0404),
+            Value::Integer(24),
+        ];
+        assert_eq!(values, expected, "{interface:?}");
+    }
+}
+
+#[test]
+fn without_the_device_or_the_window_there_is_no_function_and_nothing_is_written() {
+    let ours = u32::from_le_bytes(*b"PPI1");
+    let absent = [(FOREIGN, ours), (WITHOUT_ADDRESS, ours), (EMPTY, ours), (WORKING, u32::MAX)];
+    for (interface, device) in with_presence() {
+        // acpiexec's command lines are short.
+        for absent in absent.chunks(2) {
+            let script = absent.iter().fold(presence(&device), |script, &(config, signature)| {
+                let script = script.fill_presence(0, signature).config(config);
+                let script = script.presence(1, 0, &[]).presence(1, 8, &[5]).presence(1, 7, &[5]);
+                script.presence_register(1).presence_register(3)
+            });
+            let nothing = Value::Buffer(vec![0]);
+            let [first, third] = [0x0101_0101, 0x0303_0303].map(Value::Integer);
+            let expected = [nothing.clone(), nothing.clone(), nothing, first, third];
+            assert_eq!(script.run(&device), [expected.clone(), expected].concat(), "{interface:?}");
+        }
+    }
+}
+
+#[test]
+fn from_an_initramfs_physical_presence_is_the_same() {
+    let device = VIRT.device();
+    let script = Script::new(&device).initramfs(&device).config(WORKING);
+    let script = script.fill_presence(0, u32::from_le_bytes(*b"PPI1")).fill_presence(7, 5).presence(1, 5, &[]);
+    assert_eq!(script.run(&device), [integers(&[0, 5, 0])]);
+}

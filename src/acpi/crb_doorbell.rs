@@ -1,5 +1,5 @@
 //! What a CRB with ACPI start adds to the SSDT: that of a CRB, with the control area in memory that does not trap, and the
-//! `_DSM` by which a driver has a command started.
+//! `_DSM` by which a driver has a command started, which is also that of physical presence.
 
 use acpi_tables::aml::{
     Arg, BufferData, Equal, Field, FieldAccessType, FieldLockRule, FieldUpdateRule, If, Method, ONE, OpRegion,
@@ -9,6 +9,7 @@ use acpi_tables::{Aml, AmlSink};
 
 use super::TpmDevice;
 use super::patch::Patch;
+use super::ppi;
 use super::ssdt::{self, Additions, named, path};
 use super::table::Table;
 use crate::bar_map;
@@ -29,7 +30,7 @@ pub(super) fn ssdt(device: &TpmDevice) -> Table {
         &Additions {
             in_pci_device: vec![&Doorbell],
             patch: Patch::of(device),
-            objects: vec![&Dsm],
+            objects: vec![&ppi::Functions, &Dsm],
             ..Additions::default()
         },
     )
@@ -48,7 +49,8 @@ impl Aml for Doorbell {
 }
 
 /// `_DSM`. It runs for each command, so what starts one comes first, and is one write that needs no address. Whether the
-/// device is ours, `_STA` has said: without it, nobody has this method called.
+/// device is ours, `_STA` has said: without it, nobody has this method called. It is not serialized, which would take its
+/// time.
 struct Dsm;
 
 impl Aml for Dsm {
@@ -72,7 +74,8 @@ impl Aml for Dsm {
                         ),
                     ],
                 ),
-                &Return::new(&BufferData::new(vec![0])), // no such function
+                &ppi::Clause,
+                &Return::new(&ppi::no_such_function()),
             ],
         )
         .to_aml_bytes(sink);

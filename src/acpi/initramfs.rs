@@ -4,9 +4,11 @@
 //! `MSFT0101` asks for the table, the one for `PNP0C31` does not, and finds out by itself which version the TPM has. So a
 //! 2.0 TPM has the id of a 1.2 here. That driver knows TIS only; the one for a CRB finds nothing without a TPM2 table.
 
+use acpi_tables::Aml;
 use acpi_tables::aml::{EISAName, Name, ONE, Package, Store, ZERO};
 
 use super::placement::ROOT_BUS_NODE;
+use super::ppi;
 use super::ssdt::{self, Additions, path};
 use super::table::{OemTable, Table};
 use super::{Interface, TpmDevice};
@@ -29,12 +31,14 @@ pub(super) fn ssdt(device: &TpmDevice) -> Option<Table> {
         Interface::Crb | Interface::CrbDoorbell => return None,
     };
     let (root_bus, asked) = (path(ROOT_BUS_NODE), path(ASKED));
+    let (depends, was_asked) = (Package::new(vec![&root_bus]), Name::new(path(ASKED), &ZERO));
+    let depends = Name::new(path("_DEP"), &depends);
     Some(ssdt::table(
         device,
         oem_table,
         &Additions {
             hardware_id: Some(&EISAName::new("PNP0C31")),
-            objects: vec![&Name::new(path("_DEP"), &Package::new(vec![&root_bus])), &Name::new(path(ASKED), &ZERO)],
+            objects: [vec![&depends as &dyn Aml, &was_asked], ppi::objects(device)].concat(),
             in_sta: vec![&Store::new(&asked, &ONE)],
             crs_if: Some(&asked),
             ..Additions::default()

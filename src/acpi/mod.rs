@@ -15,6 +15,7 @@ mod machine;
 mod patch;
 mod pci_address;
 mod placement;
+mod ppi;
 mod ssdt;
 mod table;
 mod tcpa;
@@ -231,7 +232,11 @@ pub fn tables(device: &TpmDevice) -> Vec<Table> {
     }
     let ssdt = match device.interface {
         Interface::Tis | Interface::Crb => {
-            let additions = ssdt::Additions { patch: Patch::of(device), ..ssdt::Additions::default() };
+            let additions = ssdt::Additions {
+                patch: Patch::of(device),
+                objects: ppi::objects(device),
+                ..ssdt::Additions::default()
+            };
             ssdt::table(device, device.interface.oem_table(), &additions)
         }
         Interface::CrbDoorbell => crb_doorbell::ssdt(device),

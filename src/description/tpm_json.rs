@@ -7,8 +7,9 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{Description, Source, initramfs};
-use crate::acpi::{Interface, Table, TpmDevice};
+use crate::acpi::{Interface, Table};
 use crate::bar_map::{self, Window};
+use crate::tpm::TpmVersion;
 
 pub(super) const FILE: &str = "tpm.json";
 
@@ -155,7 +156,7 @@ pub(super) fn render(description: &Description, folder: &str, arguments: Argumen
         },
         bar0: Bar {
             size: bar_map::SIZE,
-            windows: bar_map::WINDOWS.iter().map(|window| bar_window(*window, device)).collect(),
+            windows: bar_map::WINDOWS.iter().map(|window| bar_window(*window, description)).collect(),
         },
         acpi: Acpi {
             parent: placement.acpi_node(),
@@ -207,13 +208,16 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().fold(String::new(), hex)
 }
 
-fn bar_window(window: Window, device: &TpmDevice) -> BarWindow {
+fn bar_window(window: Window, Description { device, source, .. }: &Description) -> BarWindow {
+    let has_presence = device.version() == TpmVersion::V2_0 && *source != Source::Host;
     let of_interface: &[Window] = match device.interface() {
         Interface::Tis => &[bar_map::LOCALITIES],
         Interface::Crb => &[bar_map::LOCALITIES, bar_map::COMMAND_BUFFER],
         Interface::CrbDoorbell => &[bar_map::DOORBELL, bar_map::CONTROL_AREA, bar_map::COMMAND_BUFFER],
     };
-    let served = of_interface.contains(&window) || (window == bar_map::LOG && device.has_log());
+    let served = of_interface.contains(&window)
+        || (window == bar_map::LOG && device.has_log())
+        || (window == bar_map::PPI && has_presence);
     let Window { name, offset, length } = window;
     BarWindow { name, offset, length, served }
 }

@@ -29,6 +29,7 @@ pub const EMPTY: ConfigSpace = ConfigSpace { id: u32::MAX, command: u32::MAX, ba
 pub enum Value {
     Integer(u64),
     Buffer(Vec<u8>),
+    String(String),
 }
 
 impl Value {
@@ -120,6 +121,27 @@ impl Script {
         self.call("TUNK", &[function])
     }
 
+    /// This function of physical presence, with these integers in the package of arguments. A package that it returns is its
+    /// integers in a buffer, 32 bits each.
+    pub fn presence(self, revision: u32, function: u32, arguments: &[u32]) -> Self {
+        match arguments {
+            [] => self.call("TPP0", &[revision, function]),
+            &[first] => self.call("TPP1", &[revision, function, first]),
+            &[first, second] => self.call("TPP2", &[revision, function, first, second]),
+            _ => panic!("functions have two arguments at most"),
+        }
+    }
+
+    /// Fills a register of the window for physical presence, in the BAR at the address of [`WORKING`]. There is no value.
+    pub fn fill_presence(self, register: u32, value: u32) -> Self {
+        self.call("TPPW", &[register * 4, value])
+    }
+
+    /// A register of that window.
+    pub fn presence_register(self, register: u32) -> Self {
+        self.call("TPPR", &[register * 4])
+    }
+
     /// What was written to the doorbell since this was last asked; 0 for nothing.
     pub fn doorbell(self) -> Self {
         self.call("TBEL", &[])
@@ -179,16 +201,17 @@ fn dsdt(device: &TpmDevice, installed: bool, revision: u8) -> String {
     let (more, more_externals) = if installed {
         (format!("Method (TFRG) {{ {node}.TPM.ASKD = Zero }}"), format!("External ({node}.TPM.ASKD, IntObj)"))
     } else if device.interface() == Interface::CrbDoorbell {
-        let methods = table_method(device.version()) + &doorbell_methods(&node);
-        (methods, format!("External ({node}.TPM._DSM, MethodObj)"))
+        (table_method(device.version()) + &doorbell_methods(&node), String::new())
     } else {
         (table_method(device.version()), String::new())
     };
+    let presence = presence_methods(&node);
     format!(
         r#"
         DefinitionBlock ("", "DSDT", {revision}, "VFUTPM", "TEST", 1)
         {{
             External ({node}.TPM._CRS, MethodObj)
+            External ({node}.TPM._DSM, MethodObj)
             {more_externals}
             Device (\_SB.PCI0)
             {{
@@ -209,6 +232,7 @@ fn dsdt(device: &TpmDevice, installed: bool, revision: u8) -> String {
                         Return (PART)
                     }}
                     {more}
+                    {presence}
                 }}
                 {bridge_end}
             }}
@@ -252,13 +276,68 @@ fn doorbell_methods(node: &str) -> String {
     )
 }
 
-/// What methods returned, as acpiexec prints it: `[Integer] = `, or `[Buffer] Length ` and that, ` = `, and then, if it is a
+/// Methods for physical presence, and the window's registers: memory that keeps what is written.
+fn presence_methods(node: &str) -> String {
+    let window = WORKING.bar0 + 0x6000;
+    let dsm = |name, count, arguments| {
+        format!(
+            r#"Method ({name}, {count})
+               {{
+                   {arguments}
+                   Local0 = {node}.TPM._DSM (ToUUID ("3dddfaa6-361b-4eb4-a424-8d10089d1653"), Arg0, Arg1, Local3)
+                   If (ObjectType (Local0) != 4) {{ Return (Local0) }}
+                   Local2 = Buffer (SizeOf (Local0) * 4) {{}}
+                   Local1 = Zero
+                   While (Local1 < SizeOf (Local0))
+                   {{
+                       Local2 [Local1 * 4] = DerefOf (Local0 [Local1]) & 0xFF
+                       Local2 [Local1 * 4 + 1] = (DerefOf (Local0 [Local1]) >> 8) & 0xFF
+                       Local2 [Local1 * 4 + 2] = (DerefOf (Local0 [Local1]) >> 16) & 0xFF
+                       Local2 [Local1 * 4 + 3] = (DerefOf (Local0 [Local1]) >> 24) & 0xFF
+                       Local1++
+                   }}
+                   Return (Local2)
+               }}"#
+        )
+    };
+    let without = dsm("TPP0", 2, "Local3 = Package () {}");
+    let with_one = dsm("TPP1", 3, "Local3 = Package () { Zero }  Local3 [0] = Arg2");
+    let with_two = dsm("TPP2", 4, "Local3 = Package () { Zero, Zero }  Local3 [0] = Arg2  Local3 [1] = Arg3");
+    format!(
+        r"
+        OperationRegion (TPPM, SystemMemory, {window:#x}, 0x24)
+        Field (TPPM, DWordAcc, NoLock, Preserve) {{ TPPA, 288 }}
+        Method (TPPW, 2, Serialized)
+        {{
+            Local0 = TPPA
+            CreateDWordField (Local0, Arg0, PART)
+            PART = Arg1
+            TPPA = Local0
+        }}
+        Method (TPPR, 1, Serialized)
+        {{
+            Local0 = TPPA
+            CreateDWordField (Local0, Arg0, PART)
+            Return (PART)
+        }}
+        {without}
+        {with_one}
+        {with_two}"
+    )
+}
+
+/// What methods returned, as acpiexec prints it: `[Integer] = `, `[String] Length `, that, ` = ` and the text in quotes, or `[Buffer] Length ` and that, ` = `, and then, if it is a
 /// short one on the same line, up to 16 bytes a line between an offset with a colon and two slashes.
 fn values(said: &str) -> Vec<Value> {
     let mut values = Vec::new();
     for line in said.lines().map(str::trim) {
         if let Some(digits) = line.strip_prefix("[Integer] = ") {
             values.push(Value::Integer(u64::from_str_radix(digits, 16).unwrap()));
+            continue;
+        }
+        if let Some(string) = line.strip_prefix("[String] Length ") {
+            let text = string.split_once("= ").unwrap().1.trim_matches('"');
+            values.push(Value::String(text.to_owned()));
             continue;
         }
         let dump = match line.strip_prefix("[Buffer] Length ") {
