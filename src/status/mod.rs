@@ -11,7 +11,8 @@ mod text;
 
 pub use metrics::CONTENT_TYPE as METRICS_TYPE;
 pub use report::{
-    About, Accesses, Client, CommandTally, Commands, Device, ErrorTally, FORMAT, Latency, Program, Report, Tpm,
+    About, Accesses, Client, CommandTally, Commands, Device, ErrorTally, FORMAT, Latency, Presence, Program, Report,
+    Tpm,
 };
 pub use resources::answer;
 pub use text::legible;

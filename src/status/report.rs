@@ -101,6 +101,20 @@ pub struct Device {
     pub progress: String,
     /// How often it was reset.
     pub resets: u64,
+    /// What the guest has asked for by physical presence, where it can.
+    #[serde(default)]
+    pub presence: Option<Presence>,
+}
+
+/// Operations by physical presence, by their numbers in the TCG's specification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Presence {
+    /// The one that the next reset carries out, or that is being carried out.
+    pub pending: Option<u32>,
+    /// The last one that was carried out.
+    pub last: Option<u32>,
+    /// The response to it; 0 for success.
+    pub response: Option<u32>,
 }
 
 /// A client that is connected.
@@ -231,6 +245,11 @@ impl Report {
                 locality: device.active_locality().map(Locality::number),
                 progress: device.progress().name().to_owned(),
                 resets: activity.resets,
+                presence: device.presence().map(|presence| Presence {
+                    pending: presence.pending().map(|request| request.operation),
+                    last: presence.last().map(|outcome| outcome.operation),
+                    response: presence.last().map(|outcome| outcome.response),
+                }),
             },
             client: connections.current.map(|client| Client {
                 process: client.peer.map(|peer| peer.process),
@@ -324,6 +343,7 @@ pub(super) mod tests {
                 locality: Some(0),
                 progress: "completion".to_owned(),
                 resets: 2,
+                presence: Some(Presence { pending: Some(5), last: Some(23), response: Some(0xffff_fff1) }),
             },
             client: Some(Client { process: Some(4711), user: Some(1000), connected_seconds: 75.25 }),
             connections: ConnectionCounts { made: 2, refused: 1 },

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Write};
 use std::time::Duration;
 
-use super::{Commands, Report};
+use super::{Commands, Presence, Report};
 
 /// Characters of the longest bar in the histogram.
 const BAR: u64 = 40;
@@ -73,6 +73,15 @@ impl Display for Report {
             "             {} reads, {} writes, {} of configuration space; {} answers held back",
             accesses.reads, accesses.writes, accesses.configuration, accesses.held_answers
         )?;
+
+        if let Some(Presence { pending, last, response }) = device.presence {
+            if let Some(pending) = pending {
+                writeln!(f, "             physical presence operation {pending} waits for a reset")?;
+            }
+            if let (Some(last), Some(response)) = (last, response) {
+                writeln!(f, "             physical presence operation {last} was answered with {response:#x}")?;
+            }
+        }
 
         match client {
             None => write!(f, "client       none")?,
