@@ -33,8 +33,9 @@ pub fn version(id: u16) -> Vec<u8> {
 
 /// An access of a register's size, as guests cause them.
 pub fn access(tape: &mut Tape<'_>, id: u16) -> Vec<u8> {
-    let register = tape.choose::<u64>(&[0, 8, 0x18, 0x24, 0x30, 0x80, 0xf00]);
-    let offset = u64::from(tape.below(5)) * 0x1000 + register;
+    let register = tape.choose::<u64>(&[0, 4, 8, 0x0c, 0x18, 0x24, 0x30, 0x80, 0xf00]);
+    // The localities, the doorbell and physical presence.
+    let offset = u64::from(tape.below(7)) * 0x1000 + register;
     let (writes, count) = (tape.flag(), tape.choose::<u32>(&[1, 4, 2, 8, 64]));
     let mut body = [&offset.to_le_bytes()[..], &0u32.to_le_bytes(), &count.to_le_bytes()].concat();
     if writes {
