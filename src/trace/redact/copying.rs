@@ -53,11 +53,17 @@ impl<'a> Copying<'a> {
     }
 
     /// Has the next `size` bytes copied, all of them and nothing behind them.
-    pub(super) fn area(&mut self, size: u32, copy: impl FnOnce(&mut Self) -> Option<()>) -> Option<()> {
+    pub(super) fn area<T>(&mut self, size: u32, copy: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
         let (area, behind) = self.rest.split_at_checked(usize::try_from(size).ok()?)?;
         self.rest = area;
-        copy(self)?;
-        self.is_over().then(|| self.rest = behind)
+        let copied = copy(self)?;
+        self.is_over().then(|| self.rest = behind)?;
+        Some(copied)
+    }
+
+    /// A copy of its own of what comes behind the next `size` bytes, to look at it before they are copied.
+    pub(super) fn behind(&self, size: u32) -> Option<Self> {
+        self.rest.get(usize::try_from(size).ok()?..).map(Self::of)
     }
 
     /// How many bytes there are still.
@@ -100,5 +106,14 @@ mod tests {
         let mut copy = Copying::of(&[1, 2, 3]);
         assert_eq!(copy.area(2, |copy| copy.hide(2)), Some(()));
         assert_eq!((copy.left(), copy.is_over()), (1, false));
+    }
+
+    #[test]
+    fn what_comes_behind_can_be_looked_at_before() {
+        let copy = Copying::of(&[1, 2, 3]);
+        assert_eq!(copy.behind(2).unwrap().u8(), Some(3));
+        assert!(copy.behind(3).unwrap().is_over());
+        assert!(copy.behind(4).is_none());
+        assert_eq!(copy.left(), 3);
     }
 }

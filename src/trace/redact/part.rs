@@ -67,6 +67,11 @@ pub(super) fn copy(copy: &mut Copying<'_>, parts: &[Part]) -> Option<()> {
 }
 
 impl Part {
+    /// Whether it is a `TPM2B`.
+    pub(super) fn is_sized(self) -> bool {
+        matches!(self, Self::Public | Self::Secret)
+    }
+
     fn copy(self, copy: &mut Copying<'_>) -> Option<()> {
         match self {
             Self::Shown(count) => copy.show(count).map(drop),

@@ -43,13 +43,13 @@ fn secret(bytes: &[u8]) -> Vec<Piece> {
 /// The sessions of a command: a password, and a session with a nonce and an HMAC.
 fn authorization() -> Vec<Piece> {
     let password = [show([0x40, 0, 0, 9, 0, 0, 1]), show([0, 8]), hide("password")];
-    let session = [show([2, 0, 0, 0]), show([0, 5]), show("nonce"), show([0x61, 0, 4]), hide("hmac")];
+    let session = [show([2, 0, 0, 0]), show([0, 5]), show("nonce"), show([1, 0, 4]), hide("hmac")];
     [&[show((17 + 18_u32).to_be_bytes())][..], &password, &session].concat()
 }
 
 /// The sessions of a response.
 fn acknowledgement() -> Vec<Piece> {
-    vec![show([0, 0, 1, 0, 0]), show([0, 5]), show("nonce"), show([0x61, 0, 4]), hide("hmac")]
+    vec![show([0, 0, 1, 0, 0]), show([0, 5]), show("nonce"), show([1, 0, 4]), hide("hmac")]
 }
 
 /// A ticket.
@@ -305,6 +305,39 @@ fn of_responses_what_is_harmless_is_shown_and_nothing_else() {
     }
     let (failure, _) = message(NO_SESSIONS, 0x9a2, &[]);
     assert_eq!(*response(TpmVersion::V2_0, Some(0x15e), &failure), failure);
+}
+
+/// Sessions of a command and of its response, with these attributes.
+fn sessions_with(attributes: u8) -> (Vec<Piece>, Vec<Piece>) {
+    let session = [show([0, 5]), show("nonce"), show([attributes, 0, 4]), hide("hmac")];
+    let of_command = [&[show(18_u32.to_be_bytes()), handle(0x0200_0000)][..], &session].concat();
+    (of_command, [&[show([0, 0, 1, 0, 0])][..], &session].concat())
+}
+
+#[test]
+fn an_encrypted_parameter_is_hidden_whatever_it_is() {
+    for (attributes, first) in [(0x01, public(b"nonce")), (0x41, public(b"nonce")), (0x21, secret(b"nonce"))] {
+        let (sessions, _) = sessions_with(attributes);
+        let pieces = [handles(&[1]), sessions, first, vec![show([0, 0x10])], one_pcr()];
+        let (whole, left) = message(SESSIONS, 0x158, &pieces);
+        assert_eq!(redacted_command(&whole), left, "{attributes:#x}");
+    }
+    for (attributes, first) in [(0x01, public(b"attest")), (0x21, public(b"attest")), (0x41, secret(b"attest"))] {
+        let (_, sessions) = sessions_with(attributes);
+        let (whole, left) = message(SESSIONS, 0, &[parameters(&[first, signature()]), sessions]);
+        assert_eq!(*response(TpmVersion::V2_0, Some(0x158), &whole), left, "{attributes:#x}");
+    }
+    // What has no size cannot be encrypted, and may be anything: TPM2_GetRandom, and what answers TPM2_ReadClock.
+    let (sessions, acknowledgement) = sessions_with(0x61);
+    let (whole, _) = message(SESSIONS, 0x17b, &[sessions.clone(), vec![show([0, 8])]]);
+    assert_eq!(redacted_command(&whole), only_its_header(&whole));
+    let (whole, _) = message(SESSIONS, 0, &[parameters(&[vec![show([5; 25])]]), acknowledgement.clone()]);
+    assert_eq!(*response(TpmVersion::V2_0, Some(0x181), &whole), only_its_header(&whole));
+    // Nothing is there to be encrypted.
+    let (whole, left) = message(SESSIONS, 0x15e, &[handles(&[1]), sessions]);
+    assert_eq!(redacted_command(&whole), left);
+    let (whole, left) = message(SESSIONS, 0, &[parameters(&[]), acknowledgement]);
+    assert_eq!(*response(TpmVersion::V2_0, Some(0x129), &whole), left);
 }
 
 #[test]
