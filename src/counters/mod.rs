@@ -9,7 +9,7 @@ mod commands;
 mod latency;
 mod responses;
 mod tpm12;
-mod tpm20;
+pub(crate) mod tpm20;
 
 pub use commands::{CommandCounters, Tally};
 pub use latency::{BOUNDS, Latency};

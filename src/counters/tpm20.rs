@@ -1,7 +1,7 @@
 //! The command codes of TPM 2.0. Source: TPM 2.0 Library Part 2, `TPM_CC`, revisions up to 1.84.
 
 /// Codes in ascending order, with their names.
-pub(super) const COMMANDS: &[(u32, &str)] = &[
+pub(crate) const COMMANDS: &[(u32, &str)] = &[
     (0x11f, "TPM2_NV_UndefineSpaceSpecial"),
     (0x120, "TPM2_EvictControl"),
     (0x121, "TPM2_HierarchyControl"),

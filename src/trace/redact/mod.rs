@@ -5,9 +5,10 @@
 //! says, or is on no list, keeps its header and nothing more.
 //!
 //! Harmless are headers, handles, algorithms, attributes and sizes; public areas, names and creation data; PCRs and the digests
-//! that go into them; nonces; policies; what the TPM attests of itself. Not so authorization values and HMACs; sensitive areas
-//! in the clear or encrypted; seeds; what is in NV memory; random numbers; what is encrypted, decrypted, hashed or
-//! signed, and what comes of it; signatures, which an HMAC may be; tickets, which can stand for an authorization.
+//! that go into them; nonces; what policies refer to; what the TPM attests of itself. Not so authorization values and HMACs;
+//! sensitive areas in the clear or encrypted; seeds; what is in NV memory; random numbers; what is encrypted, decrypted, hashed or
+//! signed, and what comes of it; signatures, which an HMAC may be; tickets, which can stand for an authorization. Nor what
+//! would tell whether a guess is right: hashes over what is hidden, and a known parameter that a session encrypts.
 
 mod copying;
 mod part;

@@ -19,6 +19,11 @@ pub(super) enum Part {
     PcrBits,
     /// `TPMT_HA` (10.3.2).
     Digest,
+    /// A `TPMT_HA` of something that is hidden: its algorithm.
+    SecretDigest,
+    /// A `TPM2B_PUBLIC` (12.2.5) from outside: of an asymmetric key, the `unique` is the public half. Of others it is a hash
+    /// over what is secret and a seed, which may be empty, so only the size is shown.
+    PublicKey,
     /// `TPMT_SYM_DEF` or `TPMT_SYM_DEF_OBJECT` (11.1.6).
     Symmetric,
     /// `TPMT_SIG_SCHEME`, `TPMT_RSA_DECRYPT` or `TPMT_KDF_SCHEME` (11.2).
@@ -37,6 +42,10 @@ pub(super) const PCR_SELECTION: Part = Part::List(&[Part::Shown(2), Part::PcrBit
 pub(super) const DIGESTS: Part = Part::List(&[Part::Public]);
 /// `TPML_DIGEST_VALUES`.
 pub(super) const DIGEST_VALUES: Part = Part::List(&[Part::Digest]);
+/// `TPML_DIGEST_VALUES` of something that is hidden.
+pub(super) const SECRET_DIGEST_VALUES: Part = Part::List(&[Part::SecretDigest]);
+/// `TPML_DIGEST` of something that is hidden.
+pub(super) const SECRET_DIGESTS: Part = Part::List(&[Part::Secret]);
 /// `TPML_CC`.
 pub(super) const COMMAND_CODES: Part = Part::List(&[Part::Shown(4)]);
 /// `TPML_ALG`.
@@ -45,6 +54,7 @@ pub(super) const ALGORITHMS: Part = Part::List(&[Part::Shown(2)]);
 const TPM_CAP_VENDOR_PROPERTY: u32 = 0x100;
 
 // TPM_ALG_ID (6.3).
+const RSA: u16 = 0x01;
 const MGF1: u16 = 0x07;
 const HMAC: u16 = 0x05;
 const XOR: u16 = 0x0a;
@@ -60,6 +70,7 @@ const ECSCHNORR: u16 = 0x1c;
 const KDF1_SP800_56A: u16 = 0x20;
 const KDF2: u16 = 0x21;
 const KDF1_SP800_108: u16 = 0x22;
+const ECC: u16 = 0x23;
 
 /// Copies parts, one after the other; `None` if the message has others.
 pub(super) fn copy(copy: &mut Copying<'_>, parts: &[Part]) -> Option<()> {
@@ -69,7 +80,7 @@ pub(super) fn copy(copy: &mut Copying<'_>, parts: &[Part]) -> Option<()> {
 impl Part {
     /// Whether it is a `TPM2B`.
     pub(super) fn is_sized(self) -> bool {
-        matches!(self, Self::Public | Self::Secret)
+        matches!(self, Self::Public | Self::Secret | Self::PublicKey)
     }
 
     fn copy(self, copy: &mut Copying<'_>) -> Option<()> {
@@ -95,6 +106,15 @@ impl Part {
             Self::Digest => {
                 let size = digest_size(copy.u16()?)?;
                 copy.show(size).map(drop)
+            }
+            Self::SecretDigest => {
+                let size = digest_size(copy.u16()?)?;
+                copy.hide(size)
+            }
+            Self::PublicKey => {
+                let kind = copy.behind(2)?.u16();
+                let part = if matches!(kind, Some(RSA | ECC)) { Self::Public } else { Self::Secret };
+                part.copy(copy)
             }
             Self::Symmetric => {
                 // XOR has a hash algorithm; the others have a size of keys and a mode.
