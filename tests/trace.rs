@@ -191,13 +191,30 @@ fn of_a_tpm_1_2_little_is_shown() {
 }
 
 #[test]
-fn a_file_that_would_be_lost_and_secrets_without_a_trace_are_refused() {
+fn a_file_that_would_be_lost_costs_the_trace_and_not_the_tpm() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kept");
     fs::write(&path, "kept").unwrap();
-    let (status, log) = Server::fail(&arguments(&path, &[]));
-    assert!(!status.success() && log.contains("is not empty"), "{log}");
+    let server = Server::with_args(&arguments(&path, &[]));
+    let mut tis = Tis::new(RawClient::connect(&server.socket()));
+    ok(&mut tis, &get_random(16));
+    let log = server.log();
+    assert!(log.contains("no trace this time") && log.contains("is not empty"), "{log}");
+    drop(tis);
+    assert!(server.terminate().success());
     assert_eq!(fs::read(&path).unwrap(), b"kept");
+}
+
+#[test]
+fn a_file_for_others_a_wrong_path_and_secrets_without_a_trace_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("exposed");
+    fs::write(&path, "").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    let (status, log) = Server::fail(&arguments(&path, &[]));
+    assert!(!status.success() && log.contains("chmod 600"), "{log}");
+    let (status, log) = Server::fail(&arguments(&folder.path().join("none/trace"), &[]));
+    assert!(!status.success() && log.contains("cannot open the trace's file"), "{log}");
     let (status, log) = Server::fail(&["--trace-secrets".into()]);
     assert!(!status.success() && log.contains("--trace-pcap"), "{log}");
 }

@@ -15,7 +15,7 @@ const MAX_LIMIT: u64 = 1 << 20;
 #[derive(Clone, Debug, Args)]
 pub(super) struct TraceArgs {
     /// Write the TPM's commands and responses into this file, for Wireshark, with zeros for what may be secret. One that is
-    /// there has to be empty, or a FIFO with a reader
+    /// there has to be empty, or a FIFO with a reader; else the TPM starts without a trace
     #[arg(long = "trace-pcap", value_name = "FILE")]
     pcap: Option<PathBuf>,
 
@@ -30,9 +30,16 @@ pub(super) struct TraceArgs {
 }
 
 impl TraceArgs {
-    /// Opens the file, if there is to be one.
+    /// Opens the file, if there is to be one. A service that is started again finds the last trace there: that must not cost the
+    /// guest its TPM.
     pub(super) fn open(&self) -> anyhow::Result<Option<TraceFile>> {
-        self.pcap.as_deref().map(TraceFile::open).transpose().map_err(Into::into)
+        match self.pcap.as_deref().map(TraceFile::open).transpose() {
+            Err(error) if error.is_of_the_moment() => {
+                log::error!("there is no trace this time, and the TPM starts without: {error}");
+                Ok(None)
+            }
+            opened => Ok(opened?),
+        }
     }
 
     /// Begins the trace; without a file, there is none.

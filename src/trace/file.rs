@@ -1,8 +1,8 @@
 //! The file of a trace: opened before the program is confined, and never at the cost of another one.
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -36,6 +36,11 @@ pub enum TraceFileError {
     /// Somebody else could read what is written there.
     #[error("{0} belongs to user {1}, who could read the trace: give another --trace-pcap")]
     Foreign(PathBuf, u32),
+    /// So could whoever has it open, or opened it just now.
+    #[error(
+        "{0} may be used by others (mode {1:04o}), who could read the trace: chmod 600, or give another --trace-pcap"
+    )]
+    Exposed(PathBuf, u32),
     /// Another program has just begun a trace there.
     #[error("another trace is written to {0}: give another --trace-pcap")]
     InUse(PathBuf),
@@ -44,9 +49,17 @@ pub enum TraceFileError {
     NoReader(PathBuf),
 }
 
+impl TraceFileError {
+    /// Whether it may be otherwise at the next start, and was at the last one, with the same arguments.
+    #[must_use]
+    pub fn is_of_the_moment(&self) -> bool {
+        matches!(self, Self::NotEmpty(_) | Self::InUse(_) | Self::NoReader(_))
+    }
+}
+
 impl TraceFile {
-    /// Opens the file, which gets the mode 0600. One that is there already has to be empty and this user's, and may be a FIFO; a
-    /// symbolic link is not followed.
+    /// Opens the file, of which a new one gets the mode 0600. One that is there already has to be empty and for this user alone,
+    /// and may be a FIFO; a symbolic link is not followed.
     ///
     /// # Errors
     /// [`TraceFileError`].
@@ -82,7 +95,10 @@ impl TraceFile {
                 return Err(TraceFileError::NotEmpty(path.to_owned()));
             }
         }
-        file.set_permissions(Permissions::from_mode(MODE)).map_err(failed)?;
+        // Whoever has opened it keeps it open, so a better mode would come too late.
+        if found.mode() & 0o077 != 0 {
+            return Err(TraceFileError::Exposed(path.to_owned(), found.mode() & 0o7777));
+        }
         // The thread that writes may wait.
         fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(|errno| failed(errno.into()))?;
         Ok(Self { file, path: path.to_owned() })
@@ -91,8 +107,8 @@ impl TraceFile {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;
@@ -104,14 +120,25 @@ mod tests {
     }
 
     #[test]
-    fn a_new_file_is_private_and_an_empty_one_becomes_so() {
+    fn a_new_file_is_private_and_what_is_there_has_to_be() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("trace");
         drop(TraceFile::open(&path).unwrap());
         assert_eq!(mode(&path), MODE);
-        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         TraceFile::open(&path).unwrap();
-        assert_eq!(mode(&path), MODE);
+        let fifo = folder.path().join("fifo");
+        mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        let _reader = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(&fifo).unwrap();
+        for path in [path, fifo] {
+            for exposed in [0o640, 0o620, 0o604, 0o602, 0o777] {
+                fs::set_permissions(&path, Permissions::from_mode(exposed)).unwrap();
+                let error = TraceFile::open(&path).unwrap_err();
+                assert!(
+                    matches!(error, TraceFileError::Exposed(..)) && error.to_string().contains("chmod 600"),
+                    "{error}"
+                );
+            }
+        }
     }
 
     #[test]
