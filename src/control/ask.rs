@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use httparse::{EMPTY_HEADER, Status};
 use nix::errno::Errno;
@@ -12,11 +12,11 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, set
 use nix::sys::time::{TimeVal, TimeValLike};
 use thiserror::Error;
 
-/// How long a server may take to accept, and then to answer.
+/// How long a server may take in all, from the connection to the end of its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Bytes in the longest answer that is read.
-const MAX_ANSWER: u64 = 1 << 20;
+const MAX_ANSWER: usize = 1 << 20;
 
 /// Most header fields in an answer.
 const MAX_FIELDS: usize = 32;
@@ -56,16 +56,16 @@ pub fn ask(socket: &Path, resource: &str) -> Result<Asked, AskError> {
 }
 
 fn ask_within(patience: Duration, socket: &Path, resource: &str) -> Result<Asked, AskError> {
+    let begun = Instant::now();
     let mut socket = connected(patience, socket).map_err(|errno| match errno {
         Errno::EACCES | Errno::EPERM => AskError::Forbidden(errno.into()),
         Errno::EAGAIN => AskError::Silence(errno.into()),
         errno => AskError::Connect(errno.into()),
     })?;
-    socket.set_read_timeout(Some(patience)).map_err(AskError::Connect)?;
     let request = format!("GET {resource} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    let mut answer = Vec::new();
-    let exchange = socket.write_all(request.as_bytes()).and_then(|()| socket.take(MAX_ANSWER).read_to_end(&mut answer));
-    exchange.map_err(|error| match error.kind() {
+    let left = || patience.saturating_sub(begun.elapsed());
+    let answer = socket.write_all(request.as_bytes()).and_then(|()| received(&mut socket, left));
+    let answer = answer.map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => AskError::Silence(error),
         _ => AskError::Forbidden(error),
     })?;
@@ -83,6 +83,27 @@ fn connected(patience: Duration, path: &Path) -> nix::Result<UnixStream> {
     setsockopt(&socket, sockopt::SendTimeout, &patience)?;
     connect(socket.as_raw_fd(), &address)?;
     Ok(socket.into())
+}
+
+/// All that comes, as long as time is `left`.
+fn received(socket: &mut UnixStream, left: impl Fn() -> Duration) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    let mut part = [0; 4096];
+    while answer.len() < MAX_ANSWER {
+        let left = left();
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        // For one read. A peer that drips would begin it anew with each byte.
+        socket.set_read_timeout(Some(left))?;
+        match socket.read(&mut part) {
+            Ok(0) => break,
+            Ok(count) => answer.extend_from_slice(part.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(answer)
 }
 
 /// Reads a whole answer.
@@ -129,6 +150,22 @@ mod tests {
         let _stopped = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let error = ask_within(Duration::from_millis(10), &path, "/status").unwrap_err();
         assert!(matches!(error, AskError::Silence(_)), "{error}");
+    }
+
+    #[test]
+    fn a_server_that_drips_is_not_waited_for_without_an_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let dripping = std::thread::spawn(move || {
+            let (mut peer, _) = listener.accept().unwrap();
+            while peer.write_all(b"H").is_ok() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let error = ask_within(Duration::from_millis(100), &path, "/status").unwrap_err();
+        assert!(matches!(error, AskError::Silence(_)), "{error}");
+        dripping.join().unwrap();
     }
 
     #[test]
