@@ -36,7 +36,7 @@ pub struct Driven<'a, D, O> {
     /// When the server has to have ended, once its clients have said everything.
     end: Option<Instant>,
     life: Life,
-    /// The server was told to end before its clients had said everything.
+    /// The server was told to end, or had to, before its clients had said everything.
     cut_short: bool,
 }
 
@@ -320,6 +320,9 @@ impl<D: Device, O: Other> Device for Driven<'_, D, O> {
     }
 
     fn take_failure(&mut self) -> Option<DeviceFailure> {
-        self.device.take_failure()
+        let failure = self.device.take_failure();
+        // The server ends then, whatever is still to be heard.
+        self.cut_short |= failure.is_some();
+        failure
     }
 }
