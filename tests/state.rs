@@ -5,11 +5,12 @@ mod common;
 use std::ffi::OsString;
 use std::fs;
 use std::ops::Deref;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use common::root;
 use common::server::Server;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -75,7 +76,12 @@ impl Place {
 
     /// As [`run`](Self::run), started by something else.
     fn run_under(&self, launcher: &[&str], arguments: &str) -> Outcome {
-        let line = [launcher, &[PROGRAM, "state"], &arguments.split_whitespace().collect::<Vec<_>>()].concat();
+        self.run_line(&[launcher, &[PROGRAM, "state"]].concat(), arguments)
+    }
+
+    /// Runs a command with more arguments, divided by spaces.
+    fn run_line(&self, command: &[&str], arguments: &str) -> Outcome {
+        let line = [command, &arguments.split_whitespace().collect::<Vec<_>>()].concat();
         let (program, arguments) = line.split_first().unwrap();
         let mut command = Command::new(program);
         command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
@@ -291,6 +297,47 @@ fn a_bad_key_says_how_to_make_a_good_one() {
     fs::set_permissions(place.path("key"), fs::Permissions::from_mode(0o644)).unwrap();
     let outcome = place.run("verify --state-dir state --key-file key");
     assert!(outcome.good && outcome.log.contains("chmod 600"), "{outcome:?}");
+}
+
+#[test]
+fn what_root_does_in_a_services_folder_is_the_services() {
+    if !root::can_become_others("what_root_does_in_a_services_folder_is_the_services") {
+        return;
+    }
+    const USER: u32 = 1234;
+    let place = Place::plain();
+    // The program itself may lie where only root can enter.
+    fs::copy(PROGRAM, place.path("program")).unwrap();
+    fs::remove_file(place.path("state/lock")).unwrap();
+    fs::create_dir(place.path("anchors")).unwrap();
+    let entries =
+        ["state", "anchors"].map(|name| fs::read_dir(place.path(name)).unwrap().map(|file| file.unwrap().path()));
+    let of_root = ["", "program", "key", "other-key", "state", "anchors"].map(|name| place.path(name));
+    for path in of_root.into_iter().chain(entries.into_iter().flatten()) {
+        chown(path, Some(USER), Some(USER + 1)).unwrap();
+    }
+    let user = ["setpriv", "--reuid=1234", "--regid=1235", "--clear-groups", "--", "./program", "state"];
+    let anchored = "--state-dir state --rollback-anchor anchors/anchor";
+    for (as_root, key) in [
+        (format!("anchor {anchored}"), ""),
+        (format!("rekey {anchored} --new-key-file key"), "--key-file key"),
+        (format!("anchor {anchored} --key-file key --force"), "--key-file key"),
+        (format!("rekey {anchored} --key-file key --plain"), ""),
+        ("export --state-dir state exported".to_owned(), ""),
+        (format!("import {anchored} --force exported"), ""),
+    ] {
+        place.run(&as_root).ok();
+        for folder in ["state", "anchors"] {
+            for file in fs::read_dir(place.path(folder)).unwrap().map(|file| file.unwrap()) {
+                let metadata = file.metadata().unwrap();
+                let owner = (metadata.uid(), metadata.gid(), metadata.mode() & 0o777);
+                assert_eq!(owner, (USER, USER + 1, 0o600), "{as_root}: {}", file.path().display());
+            }
+        }
+        place.run_line(&user, &format!("verify {anchored} {key}")).ok();
+    }
+    // A copy of its secrets is root's, wherever it lies.
+    assert_eq!(fs::metadata(place.path("exported")).unwrap().uid(), 0);
 }
 
 #[test]

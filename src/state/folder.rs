@@ -16,7 +16,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, getpid, test_kill_process};
 
 use super::file::{self, Identity, Label};
-use super::{Anchor, Blob, Contents, Key, StateError, StateFile, every_blob};
+use super::{Anchor, Blob, Contents, Key, StateError, StateFile, every_blob, owner};
 use crate::tpm::TpmVersion;
 
 mod install;
@@ -47,6 +47,8 @@ pub struct StateFolder {
     lock: OwnedFd,
     key: Option<Key>,
     anchor: Option<Anchor>,
+    /// Root works here for the owner, who gets the files.
+    for_owner: bool,
 }
 
 impl StateFolder {
@@ -91,9 +93,8 @@ impl StateFolder {
         if metadata.uid() != geteuid().as_raw() {
             log::warn!("the state folder {} belongs to user {}, and not to this one", path.display(), metadata.uid());
         }
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let lock = openat(&dir, LOCK, flags, Mode::from_bits_truncate(0o600)).map_err(|errno| failed(errno.into()))?;
-        let mut lock = File::from(lock);
+        let for_owner = owner::is_served_by_root(&dir).map_err(failed)?;
+        let mut lock = open_lock(&dir, for_owner).map_err(failed)?;
         match take(&mut lock, &dir) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -105,15 +106,16 @@ impl StateFolder {
         if let Err(error) = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())) {
             log::warn!("cannot write this process's number into {}: {error}", path.join(LOCK).display());
         }
-        let folder = Self { dir: dir.into(), lock: lock.into(), key: None, anchor: None };
+        let folder = Self { dir: dir.into(), lock: lock.into(), key: None, anchor: None, for_owner };
         folder.finish_replacing()?;
         Ok(folder)
     }
 
-    /// A folder that another process opened and locked, from copies of its two descriptors.
+    /// A folder that another process opened and locked, from copies of its two descriptors. What is written there belongs to
+    /// this process's user: a confined one can give nothing away.
     #[must_use]
     pub fn shared(dir: OwnedFd, lock: OwnedFd) -> Self {
-        Self { dir, lock, key: None, anchor: None }
+        Self { dir, lock, key: None, anchor: None, for_owner: false }
     }
 
     /// The descriptors to hand to a process that is to share this folder: the folder, its lock, and the rollback anchor
@@ -379,6 +381,9 @@ impl StateFolder {
         }
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut file = File::from(openat(&self.dir, new, flags, Mode::from_bits_truncate(0o600))?);
+        if self.for_owner {
+            owner::give_to_owner_of(&self.dir, &file)?;
+        }
         file.write_all(bytes)?;
         file.sync_all()
     }
@@ -401,6 +406,25 @@ fn create(path: &Path) -> io::Result<()> {
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+/// Opens the lock file, or makes it, for the folder's owner if `for_owner` is set.
+fn open_lock(dir: &File, for_owner: bool) -> io::Result<File> {
+    let open = |more| {
+        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | more;
+        openat(dir, LOCK, flags, Mode::from_bits_truncate(0o600)).map(File::from)
+    };
+    match open(OFlag::O_CREAT | OFlag::O_EXCL) {
+        Ok(new) => {
+            if for_owner {
+                owner::give_to_owner_of(dir, &new)?;
+            }
+            Ok(new)
+        }
+        // Made by another process, now or long ago; one that cannot make it says why.
+        Err(Errno::EEXIST) => Ok(open(OFlag::empty())?),
+        Err(errno) => Err(errno.into()),
     }
 }
 

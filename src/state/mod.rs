@@ -12,6 +12,7 @@ pub mod file;
 mod folder;
 mod key;
 pub mod new_file;
+mod owner;
 mod state_file;
 pub mod swtpm;
 

@@ -9,11 +9,33 @@ use std::path::Path;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
+use super::owner;
+
 /// Writes a file for this user alone: under another name beside it first, synced, then renamed, and the folder synced.
 ///
 /// # Errors
 /// Any of the system's; [`io::ErrorKind::AlreadyExists`] if there is a file of that name and `replace` is not set.
 pub fn write(path: &Path, bytes: &[u8], replace: bool) -> io::Result<()> {
+    write_prepared(path, bytes, replace, |_| Ok(()))
+}
+
+/// As [`write()`], for the owner of the folder if this is root: so that a command of root's leaves nothing that the user of a
+/// server could not open. It does not replace.
+///
+/// # Errors
+/// As [`write()`].
+pub(super) fn write_for_owner(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = File::open(parent(path))?;
+    let for_owner = owner::is_served_by_root(&folder)?;
+    write_prepared(path, bytes, false, |new| if for_owner { owner::give_to_owner_of(&folder, new) } else { Ok(()) })
+}
+
+fn write_prepared(
+    path: &Path,
+    bytes: &[u8],
+    replace: bool,
+    prepare: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
     let name = path.file_name().ok_or_else(|| io::Error::other("a path to a file is needed"))?;
     let parent = parent(path);
     if !replace && path.symlink_metadata().is_ok() {
@@ -23,7 +45,7 @@ pub fn write(path: &Path, bytes: &[u8], replace: bool) -> io::Result<()> {
     new.push(name);
     new.push(format!(".{}.new", std::process::id()));
     let new = parent.join(new);
-    let written = create(&new, bytes).and_then(|()| rename(&new, path, replace));
+    let written = create(&new, bytes, prepare).and_then(|()| rename(&new, path, replace));
     if written.is_err() {
         // The first error is the one to report.
         let _ = fs::remove_file(&new);
@@ -56,7 +78,7 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn create(path: &Path, bytes: &[u8], prepare: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     match fs::remove_file(path) {
         // One may be left of a process of the same number that was killed here.
         Ok(()) => {}
@@ -64,6 +86,7 @@ fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
         Err(error) => return Err(error),
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    prepare(&file)?;
     file.write_all(bytes)?;
     file.sync_all()
 }

@@ -6,6 +6,7 @@ pub mod crb;
 pub mod engine;
 pub mod process;
 pub mod raw_client;
+pub mod root;
 pub mod server;
 pub mod swtpm;
 pub mod tis;

@@ -86,7 +86,7 @@ impl Anchor {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let mut bytes = Record::new().encode(key).to_vec();
                 bytes.resize(FILE_SIZE, 0);
-                new_file::write(path, &bytes, false).map_err(failed)?;
+                new_file::write_for_owner(path, &bytes).map_err(failed)?;
                 log::info!("a new rollback anchor: {}", path.display());
                 open()
             }

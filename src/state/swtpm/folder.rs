@@ -3,18 +3,19 @@
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::Mode;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, getegid, geteuid, unlinkat};
+use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 use rustix::fs::{FlockOperation, fcntl_lock};
 use thiserror::Error;
 
 use super::SwtpmKey;
 use super::file::{self, EncodeError, FormatError};
+use crate::state::owner::give_to_owner_of;
 use crate::state::{Blob, Contents};
 use crate::tpm::TpmVersion;
 
@@ -241,7 +242,7 @@ impl SwtpmFolder {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut file = File::from(openat(&self.dir, name, flags, Mode::from_bits_truncate(0o600))?);
         let written =
-            give_to_owner(&file, &self.dir).and_then(|()| file.write_all(bytes)).and_then(|()| file.sync_all());
+            give_to_owner_of(&self.dir, &file).and_then(|()| file.write_all(bytes)).and_then(|()| file.sync_all());
         if written.is_err() {
             // A half-written file would only take room.
             let _ = unlinkat(&self.dir, name, UnlinkatFlags::NoRemoveDir);
@@ -284,18 +285,9 @@ fn open_lock(dir: &File) -> io::Result<File> {
         result => return Ok(result?),
     }
     let lock = open(OFlag::O_CREAT)?;
-    give_to_owner(&lock, dir)?;
+    // swtpm changes the modes of its files: they have to be its user's own.
+    give_to_owner_of(dir, &lock)?;
     Ok(lock)
-}
-
-/// swtpm may run as another user than this program, and changes the modes of its files: they have to be its own.
-fn give_to_owner(file: &File, dir: &File) -> io::Result<()> {
-    let owner = dir.metadata()?;
-    let (user, group) = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
-    if user != geteuid() || (geteuid().is_root() && group != getegid()) {
-        fchown(file, Some(user), Some(group))?;
-    }
-    Ok(())
 }
 
 /// Reads a regular file of bounded size; neither a symbolic link nor a pipe is followed or waited for.
@@ -315,7 +307,7 @@ fn read_bounded(dir: &File, name: &str) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     use super::*;
 
@@ -397,7 +389,7 @@ mod tests {
 
     #[test]
     fn the_files_belong_to_the_folders_owner() {
-        if !geteuid().is_root() {
+        if !nix::unistd::geteuid().is_root() {
             // Only root can make a folder that is somebody else's.
             return;
         }
