@@ -5,6 +5,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -14,6 +15,7 @@ use common::process::Process;
 use common::raw_client::RawClient;
 use common::tis::Tis;
 use common::tpm_commands::*;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use vfio_user_tpm::sandbox::{SERVER_CALLS, SERVER_CALLS_TO_ATTACH, WORKER_CALLS};
@@ -74,6 +76,26 @@ fn the_service_is_exposed_as_little_as_it_was() {
     let told = text(&output);
     println!("{}", told.lines().last().unwrap_or_default());
     assert!(output.status.success() && told.contains("Overall exposure level"), "{told}");
+}
+
+/// Each line was tried with systemd: the socket for questions is there while the service is, and after a restart of either
+/// of the two, and gone when one is stopped, fails, or ends by itself.
+#[test]
+fn the_socket_for_questions_comes_and_goes_with_the_service() {
+    let (service, socket) = ("vfio-user-tpm@%i.service", "vfio-user-tpm@%i.socket");
+    for (name, setting, expected) in [
+        (SERVICE, "Sockets", "vfio-user-tpm@%i.socket vfio-user-tpm-control@%i.socket"),
+        (SERVICE, "Requires", socket),
+        (CONTROL, "Service", service),
+        (CONTROL, "BindsTo", service),
+        (CONTROL, "PartOf", socket),
+        (CONTROL, "After", socket),
+        (CONTROL, "FileDescriptorName", "control"),
+    ] {
+        assert_eq!(values(&unit(name), setting), [expected], "{name}: {setting}");
+    }
+    // Nobody enables it alone.
+    assert!(!unit(CONTROL).contains("[Install]"));
 }
 
 /// The system calls of a group, as this version of systemd has them.
@@ -162,16 +184,27 @@ fn the_services_command_serves_the_socket_and_makes_no_other_system_calls() {
     fs::create_dir(place.folder.path().join("vfio-user-tpm")).unwrap();
     fs::write(place.folder.path().join("vfio-user-tpm/vm1.toml"), "interface = 'tis'\n").unwrap();
     let listener = UnixListener::bind(&path).unwrap();
+    let control = place.folder.path().join("control");
+    let questions = UnixListener::bind(&control).unwrap();
+    // The one that is not the standard input gets its place from the shell, by a number that nobody else has.
+    let inherited = fcntl(&questions, FcntlArg::F_DUPFD(100)).unwrap();
     // strace would be another process than the one that it starts: the shell that becomes the program knows its number.
-    let script = r#"LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 </dev/null"#;
-    let before = ["-f", "-qq", "-o", trace.to_str().unwrap(), "sh", "-c", script, "sh", PROGRAM].map(str::to_owned);
+    let script = format!(
+        r#"export LISTEN_FDS=2 LISTEN_PID=$$ LISTEN_FDNAMES=vfio-user:control
+        exec "$@" 3<&0 4<&{inherited} {inherited}<&- </dev/null"#
+    );
+    let before =
+        ["-f", "-qq", "-o", trace.to_str().unwrap(), "bash", "-c", &script, "bash", PROGRAM].map(str::to_owned);
     let args = [&before[..], &place.arguments(&unit(SERVICE), "ExecStart")].concat();
     let log = place.folder.path().join("log");
-    let mut process =
-        Process::start_with_input(Path::new("strace"), args, log, std::os::fd::OwnedFd::from(listener).into());
+    let mut process = Process::start_with_input(Path::new("strace"), args, log, OwnedFd::from(listener).into());
+    // SAFETY: it was made above, and nobody else knows of it.
+    drop(unsafe { OwnedFd::from_raw_fd(inherited) });
     let mut tis = Tis::new(RawClient::connect(&path));
     assert_eq!(code_of(&tis.run(&get_random(8))), RC_SUCCESS);
     drop(tis);
+    let status = Command::new(PROGRAM).arg("status").arg("--control").arg(&control).output().unwrap();
+    assert!(status.status.success(), "{}{}", text(&status), process.output());
     // The server's process is strace's child: the first that the trace names.
     let first = fs::read_to_string(&trace).unwrap();
     let pid = first.split_whitespace().next().unwrap().parse().unwrap();
@@ -180,7 +213,7 @@ fn the_services_command_serves_the_socket_and_makes_no_other_system_calls() {
     assert!(place.path("tpm2.0-permanent.state").exists());
 
     let trace = fs::read_to_string(trace).unwrap();
-    let program = trace.lines().skip_while(|line| !line.contains(" execve(") || !line.contains("socket-activation"));
+    let program = trace.lines().skip_while(|line| !line.contains(&format!(" execve(\"{PROGRAM}\"")));
     let name = |line: &str| {
         let (name, _) = line.split_once(char::is_whitespace)?.1.trim_start().split_once('(')?;
         let is_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
