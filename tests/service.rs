@@ -230,7 +230,6 @@ fn what_a_service_manager_cannot_have_meant_is_refused() {
         (listener.try_clone().unwrap(), "LISTEN_FDS=2", flags, "exactly one ListenStream="),
         (listener.try_clone().unwrap(), "X=1", flags, "LISTEN_FDS is not set"),
         (listener.try_clone().unwrap(), "LISTEN_PID=1 LISTEN_FDS=1", flags, "are for process 1,"),
-        (listener, "LISTEN_FDS=1", "--socket-activation --socket-mode=0660", "need --socket-path"),
     ] {
         let descriptor: OwnedFd = descriptor;
         let args = activated(exports, flags);
@@ -239,4 +238,38 @@ fn what_a_service_manager_cannot_have_meant_is_refused() {
         assert_eq!(process.wait(DEADLINE).unwrap().code(), Some(1), "{exports}");
         assert!(process.output().contains(expected), "{exports}: {}", process.output());
     }
+}
+
+/// A unit does not start them again (`RestartPreventExitStatus=2`).
+#[test]
+fn keys_that_contradict_the_units_flags_are_a_wrong_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = OwnedFd::from(UnixListener::bind(folder.path().join("socket")).unwrap());
+    let (file, control) = (folder.path().join("vm1.toml"), folder.path().join("control"));
+    for (key, exports, expected) in [
+        ("socket-mode = '0660'".to_owned(), "LISTEN_FDS=1", "need --socket-path"),
+        ("description = '/nonexistent'".to_owned(), "LISTEN_FDS=1", "--socket-path"),
+        (
+            "startup = 'none'\nbackend = 'passthrough'\ntpm-version = '2.0'".to_owned(),
+            "LISTEN_FDS=1",
+            "--startup does not go",
+        ),
+        ("backend = 'swtpm'".to_owned(), "LISTEN_FDS=1", "needs --swtpm-ctrl"),
+        (
+            format!("control = '{}'", control.display()),
+            "LISTEN_FDS=2 LISTEN_FDNAMES=tpm:control",
+            "leave one of them out",
+        ),
+    ] {
+        fs::write(&file, &key).unwrap();
+        let flags = format!("--config={} --socket-activation", file.display());
+        // The same socket twice, which nobody serves.
+        let [flag, script] = activated(exports, &flags);
+        let args = [flag, script.replace("3<&0", "3<&0 4<&0")];
+        let socket = listener.try_clone().unwrap().into();
+        let mut process = Process::start_with_input(Path::new("sh"), args, folder.path().join("log"), socket);
+        assert_eq!(process.wait(DEADLINE).unwrap().code(), Some(2), "{key}: {}", process.output());
+        assert!(process.output().contains(expected), "{key}: {}", process.output());
+    }
+    assert!(!control.exists());
 }

@@ -15,6 +15,7 @@ mod latency_args;
 mod log_args;
 mod manual;
 mod measure_args;
+mod misuse;
 mod ppi_args;
 mod ready;
 mod register_args;
@@ -128,7 +129,7 @@ impl Inner {
 fn end(result: anyhow::Result<ExitCode>) -> ExitCode {
     let code = result.unwrap_or_else(|error| {
         log_args::tell_failure(&error);
-        ExitCode::FAILURE
+        misuse::exit_code(&error)
     });
     log::logger().flush();
     code

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::{Args, ValueEnum};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -18,6 +18,7 @@ use super::device_args::{DeviceArgs, description_of};
 use super::latency_args::LatencyArgs;
 use super::log_args::LogArgs;
 use super::measure_args::MeasureArgs;
+use super::misuse::Misuse;
 use super::ppi_args::PpiArgs;
 use super::register_args::RegisterArgs;
 use super::sandbox_args::{SandboxArgs, UserArgs};
@@ -172,9 +173,15 @@ impl TryFrom<ServeArgs> for Config {
     type Error = anyhow::Error;
 
     fn try_from(args: ServeArgs) -> anyhow::Result<Self> {
+        let (backend, device) = args.tpm.backend_and_device()?;
+        Ok(Self::checked(args, backend, device).map_err(Misuse::from)?)
+    }
+}
+
+impl Config {
+    fn checked(args: ServeArgs, backend: BackendConfig, device: DeviceDescription) -> anyhow::Result<Self> {
         let ServeArgs { config: _, socket, access, description, user: UserArgs { user }, tpm: args, obey_parent_only } =
             args;
-        let (backend, device) = args.backend_and_device()?;
         let endpoint = match (socket.socket_path, socket.fd, socket.socket_activation) {
             (Some(path), None, false) => Endpoint::Path(path),
             (None, ..) if access.has_socket_rights() => {
@@ -267,8 +274,10 @@ impl Endpoint {
 impl TpmArgs {
     /// Which TPM it is, and the device in front of it.
     pub(super) fn backend_and_device(&self) -> anyhow::Result<(BackendConfig, DeviceDescription)> {
-        let backend = self.backend.config()?;
-        let device = self.device.device(backend.version(self.device.tpm_version)?)?;
+        let backend = self.backend.config().map_err(Misuse::from)?;
+        // That of a chip which is not there yet may be known the next time.
+        let version = backend.version(self.device.tpm_version)?;
+        let device = self.device.device(version).map_err(Misuse::from)?;
         Ok((backend, device))
     }
 }
@@ -320,7 +329,10 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
             let Sockets { clients, control: questions } = activation::take()?;
             if let Some(socket) = questions {
                 if config.control.is_some() {
-                    bail!("--control and a socket named \"control\" from the service manager: leave one of them out");
+                    return Err(Misuse::from(anyhow!(
+                        "--control and a socket named \"control\" from the service manager: leave one of them out"
+                    ))
+                    .into());
                 }
                 control = Some(for_questions(Listener::from_fd(socket)?)?);
             }

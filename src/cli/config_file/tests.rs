@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use clap::builder::PossibleValue;
 use clap::{CommandFactory, FromArgMatches};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -213,6 +214,30 @@ fn the_example_file_has_every_flag_of_the_server() {
     let flags = program.get_arguments().filter(|flag| !flag.is_hide_set()).filter_map(Arg::get_long);
     let flags: BTreeSet<_> = flags.filter(|name| keys::flag(&program, &program, name).is_ok()).collect();
     assert_eq!(keys, flags);
+}
+
+#[test]
+fn the_example_file_names_every_value_that_there_is_to_choose_from() {
+    let program = Cli::command();
+    let mut keys = 0;
+    for paragraph in include_str!("../../../dist/vfio-user-tpm.toml").split("\n\n") {
+        let comments: Vec<_> = paragraph.lines().filter_map(|line| line.strip_prefix("# ")).collect();
+        let comments = comments.join(" ");
+        let is_separator = |c: char| !c.is_ascii_alphanumeric() && c != '-';
+        let named: BTreeSet<_> = comments.split(is_separator).collect();
+        for key in paragraph.lines().filter_map(|line| line.strip_prefix('#')?.split_once(" = ")).map(|(key, _)| key) {
+            let Some(flag) = program.get_arguments().find(|flag| flag.get_long() == Some(key)) else { continue };
+            let values = flag.get_possible_values();
+            let missing: Vec<_> = values.iter().map(PossibleValue::get_name).filter(|it| !named.contains(it)).collect();
+            // A flag without a value has true and false.
+            if flag.get_action().takes_values() && !values.is_empty() {
+                assert_eq!(missing, [""; 0], "{key}: {comments}");
+                keys += 1;
+            }
+        }
+    }
+    // backend, startup, interface, machine, log-level, sandbox and seccomp at least.
+    assert!(keys >= 7, "{keys}");
 }
 
 proptest! {
