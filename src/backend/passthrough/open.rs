@@ -38,7 +38,9 @@ pub enum OpenError {
     #[error("{0} does not exist; if the host has a TPM and its driver is loaded, ls /dev/tpm* shows it")]
     Missing(PathBuf),
     /// The user has no right to it.
-    #[error("no right to read and write {0}; run as a member of the group that owns it (usually tss), or as root")]
+    #[error(
+        "no right to read and write {0}; `ls -l` shows which user and group may (tss on Debian): run as one of them, or as root"
+    )]
     NotPermitted(PathBuf),
     /// Somebody else has it.
     #[error(

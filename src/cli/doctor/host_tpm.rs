@@ -1,8 +1,10 @@
 //! The host's TPM: rights, and who has it open. It is not opened, which would keep others out for that moment.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{Gid, Group, Uid, User as Account};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
 
@@ -22,9 +24,19 @@ pub(super) struct HostTpm {
     wanted: bool,
     path: PathBuf,
     access: Result<(), Errno>,
+    /// Whose it is, if it is there.
+    owner: Option<Owner>,
     version: Option<TpmVersion>,
     /// Who has it open, as far as this user may know.
     users: Vec<User>,
+}
+
+/// Rights on a device.
+#[derive(Debug)]
+struct Owner {
+    user: String,
+    group: String,
+    mode: u32,
 }
 
 #[derive(Debug)]
@@ -39,11 +51,37 @@ pub(super) fn gather(wanted: Option<&Path>) -> Vec<HostTpm> {
     let look = |path: PathBuf| HostTpm {
         wanted: wanted.is_some(),
         access: accessat(CWD, &path, Access::READ_OK | Access::WRITE_OK, AtFlags::EACCESS),
+        owner: Owner::of(&path),
         version: version_by_sysfs(&path),
         users: path.canonicalize().map(|path| users_of(&path)).unwrap_or_default(),
         path,
     };
     paths.into_iter().map(look).collect()
+}
+
+impl Owner {
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = fs::metadata(path).ok()?;
+        let user = Account::from_uid(Uid::from_raw(metadata.uid())).ok().flatten().map(|user| user.name);
+        let group = Group::from_gid(Gid::from_raw(metadata.gid())).ok().flatten().map(|group| group.name);
+        Some(Self {
+            user: user.unwrap_or_else(|| metadata.uid().to_string()),
+            group: group.unwrap_or_else(|| metadata.gid().to_string()),
+            mode: metadata.mode() & 0o777,
+        })
+    }
+
+    /// How to get the right to use it. A group of root's is nobody's to be in.
+    fn advice(&self) -> String {
+        let Self { user, group, mode } = self;
+        if mode & 0o060 == 0o060 && group != "root" {
+            format!("become a member of the group {group}, in a unit by SupplementaryGroups={group}")
+        } else {
+            format!(
+                "run this as user {user}, or give it to a group by a udev rule (see \"Other TPMs\" in docs/service.md)"
+            )
+        }
+    }
 }
 
 /// By the links in /proc, which are not followed.
@@ -82,17 +120,25 @@ fn judge_one(tpm: &HostTpm) -> Finding {
     let version = tpm.version.map_or_else(|| "a TPM".to_owned(), |version| format!("a TPM {version}"));
     let users: Vec<_> = tpm.users.iter().take(NAMED).map(|User { pid, name }| format!("{name} ({pid})")).collect();
     let (found, advice) = match tpm.access {
-        Err(Errno::ACCESS | Errno::PERM) => (
-            format!("{path}, {version}: no right to read and write it"),
-            "only for --backend=passthrough: become a member of the group that owns it (usually tss)",
-        ),
+        Err(Errno::ACCESS | Errno::PERM) => match &tpm.owner {
+            Some(owner @ Owner { user, group, mode }) => (
+                format!(
+                    "{path}, {version}: no right to read and write it; it is user {user}'s and group {group}'s (mode {mode:o})"
+                ),
+                owner.advice(),
+            ),
+            None => (
+                format!("{path}, {version}: no right to read and write it, nor to see whose it is"),
+                "run this as a user who can look into its folder".to_owned(),
+            ),
+        },
         Err(errno) => (
             format!("{path}: {errno}"),
-            "see what ls /dev/tpm* shows, and hand the device to a container; else say --tpm-path",
+            "see what ls /dev/tpm* shows, and hand the device to a container; else say --tpm-path".to_owned(),
         ),
         Ok(()) if !users.is_empty() && !tpm.is_shared() => (
             format!("{path}, {version}, is in use by {}, and opens only once", users.join(", ")),
-            "only for --backend=passthrough: end that process, or share the TPM with it by /dev/tpmrm0",
+            "end that process, or share the TPM with it by /dev/tpmrm0".to_owned(),
         ),
         Ok(()) => {
             let shared = if users.is_empty() { String::new() } else { format!(", shared with {}", users.join(", ")) };
@@ -100,9 +146,9 @@ fn judge_one(tpm: &HostTpm) -> Finding {
         }
     };
     if tpm.wanted {
-        Finding::problem(NAME, found, advice.trim_start_matches("only for --backend=passthrough: "))
+        Finding::problem(NAME, found, advice)
     } else {
-        Finding::ok(NAME, format!("{found}; {advice}"))
+        Finding::ok(NAME, format!("{found}; only for --backend=passthrough: {advice}"))
     }
 }
 
@@ -113,7 +159,10 @@ mod tests {
 
     fn tpm(wanted: bool, path: &str, access: Result<(), Errno>, users: &[&str]) -> HostTpm {
         let users = users.iter().map(|name| User { pid: 7, name: (*name).to_owned() }).collect();
-        HostTpm { wanted, path: path.into(), access, version: Some(TpmVersion::V2_0), users }
+        // As Debian's rules have it.
+        let group = if path.contains("tpmrm") { "tss" } else { "root" };
+        let owner = Some(Owner { user: "tss".to_owned(), group: group.to_owned(), mode: 0o660 });
+        HostTpm { wanted, path: path.into(), access, owner, version: Some(TpmVersion::V2_0), users }
     }
 
     #[track_caller]
@@ -128,7 +177,11 @@ mod tests {
         says(tpm(true, "/dev/tpm0", Ok(()), &[]), Level::Ok, "can be used");
         says(tpm(true, "/dev/tpm0", Ok(()), &["tpm2-abrmd"]), Level::Problem, "tpm2-abrmd (7)");
         says(tpm(true, "/dev/tpmrm0", Ok(()), &["tpm2-abrmd"]), Level::Ok, "shared with");
-        says(tpm(true, "/dev/tpm0", Err(Errno::ACCESS), &[]), Level::Problem, "tss");
+        let denied = |path| tpm(true, path, Err(Errno::ACCESS), &[]);
+        says(denied("/dev/tpm0"), Level::Problem, "user tss's and group root's (mode 660)");
+        says(denied("/dev/tpm0"), Level::Problem, "run this as user tss, or");
+        says(denied("/dev/tpmrm0"), Level::Problem, "SupplementaryGroups=tss");
+        says(HostTpm { owner: None, ..denied("/dev/tpm0") }, Level::Problem, "whose it is");
         says(tpm(true, "/dev/tpm9", Err(Errno::NOENT), &[]), Level::Problem, "ls /dev/tpm*");
     }
 
