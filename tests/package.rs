@@ -112,7 +112,9 @@ fn a_debian_package_has_only_files_of_root_that_nobody_else_can_change() {
         assert_eq!(fields[1], "root/root", "{line}");
         assert!(["drwxr-xr-x", "-rwxr-xr-x", "-rw-r--r--"].contains(&fields[0]), "{line}");
     }
+    // As root, `state init` makes only the last folder of its path.
     for path in [
+        "var/lib/vfio-user-tpm/",
         "etc/needrestart/conf.d/vfio-user-tpm.conf",
         "usr/bin/vfio-user-tpm",
         "usr/lib/systemd/system/vfio-user-tpm@.service",
@@ -260,7 +262,6 @@ fn a_debian_package_is_installed_upgraded_and_removed_under_a_running_tpm() {
     assert_eq!(root.run(&["dpkg", "--verify", "vfio-user-tpm"]), "", "all files are there as they were packed");
     assert!(root.run(&["vfio-user-tpm", "--version"]).contains(env!("CARGO_PKG_VERSION")));
 
-    fs::create_dir(root.path("var/lib/vfio-user-tpm")).unwrap();
     let mut server = root.serve();
     let mut tis = Tis::new(RawClient::connect(&root.path("run/tpm")));
     ok(&mut tis, &nv_define(0x0150_0001, 4));
