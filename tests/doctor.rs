@@ -343,10 +343,10 @@ fn another_tpm_behind_the_registers_is_looked_for() {
     missing.says("problem swtpm", "--swtpm-exec");
 }
 
-/// Only root can become somebody else; whoever else runs this is not root in the other tests.
+/// Whoever else than root runs this is not root in the other tests.
 #[test]
-fn it_is_for_every_user() {
-    if !nix::unistd::geteuid().is_root() {
+fn root_can_have_it_for_every_user() {
+    if !common::root::can_become_others("root_can_have_it_for_every_user") {
         return;
     }
     let place = Place::new();

@@ -231,8 +231,8 @@ fn no_rule_is_unused() {
 }
 
 #[test]
-fn a_server_that_becomes_another_users_cannot_be_dumped_after_that() {
-    if !getuid().is_root() {
+fn roots_server_that_becomes_another_users_cannot_be_dumped_after_that() {
+    if !common::root::can_become_others("roots_server_that_becomes_another_users_cannot_be_dumped_after_that") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
