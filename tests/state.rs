@@ -301,10 +301,10 @@ fn a_bad_key_says_how_to_make_a_good_one() {
 
 #[test]
 fn what_root_does_in_a_services_folder_is_the_services() {
+    const USER: u32 = 1234;
     if !root::can_become_others("what_root_does_in_a_services_folder_is_the_services") {
         return;
     }
-    const USER: u32 = 1234;
     let place = Place::plain();
     // The program itself may lie where only root can enter.
     fs::copy(PROGRAM, place.path("program")).unwrap();
