@@ -87,6 +87,7 @@ impl Pair {
                 (0x48, 0),
                 (0x4c, 1),
                 (0x50, !0),
+                (0x54, !0),
             ]);
             self.write(page(self.owner()) + register, &value.to_le_bytes());
         }
@@ -221,6 +222,7 @@ impl Pair {
     }
 
     fn check(&mut self) {
+        assert_eq!(self.real.interrupt_level(), self.model.level());
         assert_eq!(self.real.is_busy(), self.model.is_busy());
         assert_eq!(self.real.command(), self.model.command());
         assert!(*self.pages().bytes.borrow() == self.model.memory, "the memory differs");

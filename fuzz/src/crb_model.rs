@@ -40,6 +40,7 @@ pub struct Model {
     seized: [bool; 5],
     established: bool,
     enable: [u32; 5],
+    pending: [u32; 5],
     locked: bool,
     cancel: bool,
     state: State,
@@ -62,6 +63,7 @@ impl Model {
             seized: [false; 5],
             established: false,
             enable: [0; 5],
+            pending: [0; 5],
             locked: false,
             cancel: false,
             state: State::Idle,
@@ -115,7 +117,23 @@ impl Model {
         }
     }
 
+    /// Whether some locality has an interrupt pending that is enabled.
+    pub fn level(&self) -> bool {
+        (0..5).any(|locality| self.enable[locality] >> 31 == 1 && self.enable[locality] & self.pending[locality] != 0)
+    }
+
+    fn interrupt(&mut self, bits: u32) {
+        if let Some(owner) = self.active.map(usize::from) {
+            if self.enable[owner] >> 31 == 1 {
+                self.pending[owner] |= bits & self.enable[owner];
+            }
+        }
+    }
+
     pub fn set_establishment(&mut self, established: bool) {
+        if established && !self.established {
+            self.interrupt(4);
+        }
         self.established = established;
     }
 
@@ -155,7 +173,10 @@ impl Model {
                 };
                 self.answer(&response);
             }
-            State::Stopping { ready } => self.state = if ready { State::Ready } else { State::Idle },
+            State::Stopping { ready } => {
+                self.state = if ready { State::Ready } else { State::Idle };
+                self.interrupt(if ready { 3 } else { 1 });
+            }
             _ => {}
         }
     }
@@ -181,6 +202,7 @@ impl Model {
     fn answer(&mut self, response: &[u8]) {
         self.put(BUFFER, response);
         self.state = State::Answered;
+        self.interrupt(1);
         if self.doorbell {
             self.state = State::Idle;
             self.put(START, &[0; 4]);
@@ -205,7 +227,8 @@ impl Model {
                 let assigned = self.active.map_or(0, |active| 2 | u32::from(active) << 2);
                 0x80 | assigned | u32::from(!self.established)
             }
-            0x08 | 0x54 => 0,
+            0x08 => 0,
+            0x54 => self.pending[locality],
             0x0c => u32::from(owner) | u32::from(self.seized[locality]) << 1,
             0x30 => 0x0002_5911 | u32::from(self.locked) << 19 | u32::from(self.config.revision) << 24,
             0x34 => u32::from(self.config.device_id) << 16 | u32::from(self.config.vendor_id),
@@ -269,6 +292,7 @@ impl Model {
             0x4c if owner && value & 1 != 0 && matches!(self.state, State::Ready | State::Answered) => {
                 return self.start(number);
             }
+            0x54 if owner => self.pending[locality] &= !value,
             0x50 if owner => {
                 let mut old = self.enable[locality].to_le_bytes();
                 for (old, new) in old.iter_mut().zip(lanes) {
@@ -319,7 +343,10 @@ impl Model {
         match (&self.state, bits) {
             (State::Running(_), _) | (_, 0 | 3) => {}
             (_, bits) if stopping => self.state = State::Stopping { ready: bits == 1 },
-            (_, 1) => self.state = State::Ready,
+            (_, 1) => {
+                self.state = State::Ready;
+                self.interrupt(2);
+            }
             _ => self.state = State::Idle,
         }
     }
@@ -355,6 +382,7 @@ impl Model {
         if before.is_none() || before == self.active {
             return None;
         }
+        self.interrupt(8);
         self.cancel = false;
         let runs = matches!(self.state, State::Running(_));
         self.state = if self.is_busy() { State::Stopping { ready: false } } else { State::Idle };

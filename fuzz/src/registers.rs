@@ -31,7 +31,7 @@ struct Pair {
 impl Pair {
     fn step(&mut self, tape: &mut Tape<'_>) {
         let owner = self.model.active().unwrap_or(0);
-        match tape.below(14) {
+        match tape.below(15) {
             0 | 1 => {
                 let (offset, width) = (offset(tape), tape.below(80).into());
                 self.read(offset, width);
@@ -69,6 +69,11 @@ impl Pair {
                 let established = tape.flag();
                 self.tis.set_establishment(established);
                 self.model.set_establishment(established);
+            }
+            13 => {
+                let (register, bits) =
+                    tape.choose::<(u64, u32)>(&[(0x08, 0x8000_0087), (0x08, !0), (0x10, 0x01), (0x10, !0)]);
+                self.write(page(owner) + register, &bits.to_le_bytes());
             }
             _ => self.migrate(),
         }
@@ -134,6 +139,7 @@ impl Pair {
     fn check(&mut self) {
         assert_eq!(self.tis.is_busy(), self.model.is_busy());
         assert_eq!(self.tis.command(), self.model.command());
+        assert_eq!(self.tis.interrupt_level(), self.model.level());
         let mut active = 0;
         for number in Locality::all().map(Locality::number) {
             self.read(page(number), 1);

@@ -35,6 +35,7 @@ pub struct Model {
     established: bool,
     enable: [u32; 5],
     vector: [u8; 5],
+    pending: [u32; 5],
     locked: bool,
     fifo: Fifo,
 }
@@ -49,6 +50,7 @@ impl Model {
             established: false,
             enable: [8; 5],
             vector: [0; 5],
+            pending: [0; 5],
             locked: false,
             fifo: Fifo::Idle,
         }
@@ -74,7 +76,31 @@ impl Model {
         if let Fifo::Running(command) = &self.fifo { command } else { &[] }
     }
 
+    /// Whether some locality has an interrupt pending that is enabled.
+    pub fn level(&self) -> bool {
+        (0..5).any(|locality| self.enable[locality] >> 31 == 1 && self.enable[locality] & self.pending[locality] != 0)
+    }
+
+    /// What has come true since `before`, the owner and its status then.
+    fn interrupt(&mut self, (owner_before, status_before): (Option<u8>, u32)) {
+        let Some(owner) = self.active else { return };
+        let risen = if owner_before == self.active { self.status() & !status_before } else { 0 };
+        let handed_over = owner_before.is_some() && owner_before != self.active;
+        let bits = [(0x10, 0x01), (0x80, 0x02), (0x40, 0x80)];
+        let of_status: u32 = bits.iter().filter(|(sts, _)| risen & sts != 0).map(|(_, int)| int).sum();
+        let locality = usize::from(owner);
+        if self.enable[locality] >> 31 == 1 {
+            self.pending[locality] |= (of_status | u32::from(handed_over) << 2) & self.enable[locality];
+        }
+    }
+
     pub fn complete(&mut self, response: &[u8]) {
+        let before = (self.active, self.status());
+        self.end(response);
+        self.interrupt(before);
+    }
+
+    fn end(&mut self, response: &[u8]) {
         match self.fifo {
             Fifo::Running(_) => {
                 let whole = (10..=BUFFER).contains(&response.len()) && size_field(response) == response.len() as u64;
@@ -96,7 +122,7 @@ impl Model {
                 0x00 => self.access(number),
                 0x08 => self.enable[locality],
                 0x0c => self.vector[locality].into(),
-                0x10 => 0,
+                0x10 => self.pending[locality],
                 0x14 if self.is_2_0() => 0x3000_0697,
                 0x14 => 0x2000_0697,
                 0x18 if owner => self.status(),
@@ -117,7 +143,9 @@ impl Model {
 
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Option<Asked> {
         for (address, range) in words(offset, data.len()) {
+            let before = (self.active, self.status());
             let asked = self.write_word(address, &data[range]);
+            self.interrupt(before);
             if asked.is_some() {
                 return asked;
             }
@@ -151,6 +179,7 @@ impl Model {
                     self.vector[locality] = vector & 0x0f;
                 }
             }
+            0x10 if owner => self.pending[locality] &= !value,
             0x18 if owner => return self.write_status(number, value),
             0x24 if owner && number != 4 => bytes.iter().for_each(|&byte| self.put(byte)),
             0x80..=0xbc if owner => bytes.iter().for_each(|&byte| self.put(byte)),

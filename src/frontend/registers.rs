@@ -152,6 +152,16 @@ impl<M: Memory> Registers<M> {
             .is_some_and(|distance| usize::try_from(distance).is_ok_and(|distance| distance < len))
     }
 
+    /// The level of the interrupt line, high for an interrupt. A CRB that ACPI starts has no registers for interrupts.
+    #[must_use]
+    pub fn interrupt_level(&self) -> bool {
+        match &self.file {
+            RegisterFile::Tis(tis, _) => tis.interrupt_level(),
+            RegisterFile::Crb(crb) => crb.interrupt_level(),
+            RegisterFile::CrbDoorbell(_) => false,
+        }
+    }
+
     /// Rings the doorbell, as a write to its window does, by another way; nothing where there is none.
     #[must_use]
     pub fn ring(&mut self, data: &[u8]) -> Option<Effect> {

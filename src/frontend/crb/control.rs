@@ -11,7 +11,7 @@
 mod state;
 
 use super::buffer::{self, Command};
-use super::registers::{CANCEL, CtrlReq, CtrlSts, START};
+use super::registers::{CANCEL, CtrlReq, CtrlSts, IntSts, START};
 use super::standing::Standing;
 use crate::frontend::{Effect, Memory, Progress};
 use crate::tpm::{Fault, Locality};
@@ -107,8 +107,8 @@ impl Control {
     }
 
     /// Acts on a write to `TPM_CRB_CTRL_REQ_x` with exactly one bit, as QEMU does. While a command runs, neither counts;
-    /// while one stops, `cmdReady` does when it has.
-    pub(super) fn write_request(&mut self, written: CtrlReq) {
+    /// while one stops, `cmdReady` does when it has. Returns what that may interrupt for.
+    pub(super) fn write_request(&mut self, written: CtrlReq) -> IntSts {
         self.state = match (self.state, written) {
             (State::Idle | State::Ready | State::Completion, CtrlReq::CMD_READY) => State::Ready,
             (State::Idle | State::Ready | State::Completion, CtrlReq::GO_IDLE) => State::Idle,
@@ -116,6 +116,8 @@ impl Control {
             (State::Stopping { .. }, CtrlReq::GO_IDLE) => State::Stopping { then_ready: false },
             (state, _) => state,
         };
+        let is_ready = written == CtrlReq::CMD_READY && self.state == State::Ready;
+        if is_ready { IntSts::CMD_READY } else { IntSts::empty() }
     }
 
     /// Takes over `TPM_CRB_CTRL_CANCEL_x`. Written 1, the running command is to end soon; it completes as any other. A 1
@@ -132,23 +134,24 @@ impl Control {
     }
 
     /// START: runs the command that is in the buffer now. One whose size field fits no buffer is answered here. While a
-    /// command runs, none is started; but after a cancellation the guest no longer waits for the one that runs.
-    pub(super) fn write_start(&mut self, locality: Locality, memory: &mut impl Memory) -> Option<Effect> {
+    /// command runs, none is started; but after a cancellation the guest no longer waits for the one that runs. Returns
+    /// the effect, and what may be interrupted for.
+    pub(super) fn write_start(&mut self, locality: Locality, memory: &mut impl Memory) -> (Option<Effect>, IntSts) {
         match self.state {
             State::Ready | State::Completion => {}
             State::Execution(standing) => {
                 self.state = State::Execution(standing.started_again());
-                return None;
+                return (None, IntSts::empty());
             }
-            State::Idle | State::Stopping { .. } => return None,
+            State::Idle | State::Stopping { .. } => return (None, IntSts::empty()),
         }
         if !self.command.copy(memory) {
             buffer::respond_fault(memory, Fault::CommandSize);
             self.state = State::Completion;
-            return None;
+            return (None, IntSts::START);
         }
         self.state = State::Execution(Standing::Wanted);
-        Some(Effect::Execute(locality))
+        (Some(Effect::Execute(locality)), IntSts::empty())
     }
 
     /// The owner has lost the TPM: aborts whatever is there, and the TPM is idle.
@@ -162,17 +165,19 @@ impl Control {
 
     /// The backend is done. The response is in the buffer before START reads 0; that of a command that nobody waits for
     /// is thrown away, and instead of a superseded one's there is a request to retry; without a command there is nothing
-    /// to complete.
-    pub(super) fn complete(&mut self, response: &[u8], memory: &mut impl Memory) {
-        self.state = match self.state {
+    /// to complete. Returns what that may interrupt for.
+    pub(super) fn complete(&mut self, response: &[u8], memory: &mut impl Memory) -> IntSts {
+        let (state, done) = match self.state {
             State::Execution(standing) => {
                 standing.respond(memory, response);
                 self.command.wipe();
-                State::Completion
+                (State::Completion, IntSts::START)
             }
-            State::Stopping { then_ready: true } => State::Ready,
-            State::Stopping { then_ready: false } => State::Idle,
-            state @ (State::Idle | State::Ready | State::Completion) => state,
+            State::Stopping { then_ready: true } => (State::Ready, IntSts::START | IntSts::CMD_READY),
+            State::Stopping { then_ready: false } => (State::Idle, IntSts::START),
+            state @ (State::Idle | State::Ready | State::Completion) => (state, IntSts::empty()),
         };
+        self.state = state;
+        done
     }
 }

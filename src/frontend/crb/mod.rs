@@ -20,10 +20,13 @@
 //! 7. No access and no response panics or allocates, wherever it goes and however wide it is.
 //! 8. What [`Crb::state`] exports behaves, imported, as the original would. [`Crb::from_state`] refuses whatever is a
 //!    state in which these would not hold.
+//! 9. [`Crb::interrupt_level`] is whether something pending is enabled. Nothing is pending that was not enabled when it came
+//!    true; once all is cleared, the level is low.
 
 mod buffer;
 mod control;
 mod doorbell;
+mod interrupts;
 mod registers;
 mod standing;
 mod state;
@@ -37,7 +40,8 @@ use super::{Effect, Memory, Progress};
 use crate::bar_map::COMMAND_BUFFER;
 use crate::tpm::{Locality, PerLocality};
 use control::Control;
-use registers::{CTRL_START, CtrlReq, IntEnable, IntfId, LocCtrl, LocState, LocSts, Register, START};
+use interrupts::Interrupts;
+use registers::{CTRL_START, CtrlReq, IntSts, IntfId, LocCtrl, LocState, LocSts, Register, START};
 
 pub use buffer::BufferStateError;
 pub use control::CommandState;
@@ -68,7 +72,7 @@ pub struct Crb<M> {
     memory: M,
     bar0_address: u32,
     localities: Localities,
-    int_enable: PerLocality<IntEnable>,
+    interrupts: PerLocality<Interrupts>,
     intf_id: IntfId,
     control: Control,
 }
@@ -82,7 +86,7 @@ impl<M: Memory> Crb<M> {
             memory,
             bar0_address: 0,
             localities: Localities::default(),
-            int_enable: PerLocality::all(IntEnable::empty()),
+            interrupts: PerLocality::all(Interrupts::POWER_ON),
             intf_id: IntfId::POWER_ON,
             control: Control::new(),
         };
@@ -95,7 +99,7 @@ impl<M: Memory> Crb<M> {
     /// BAR0 where it was last placed.
     pub fn reset(&mut self) {
         self.localities.reset();
-        self.int_enable = PerLocality::all(IntEnable::empty());
+        self.interrupts = PerLocality::all(Interrupts::POWER_ON);
         self.intf_id = IntfId::POWER_ON;
         self.control.reset();
         buffer::clear(&mut self.memory, COMMAND_BUFFER);
@@ -151,12 +155,22 @@ impl<M: Memory> Crb<M> {
     /// over [`BUFFER_SIZE`](crate::tpm::BUFFER_SIZE) is replaced by a failure; that of a superseded command by a
     /// request to retry; that of an aborted command is thrown away. Ignored when no command runs.
     pub fn complete(&mut self, response: &[u8]) {
-        self.control.complete(response, &mut self.memory);
+        let done = self.control.complete(response, &mut self.memory);
+        self.note(done);
     }
 
     /// Shows `tpmEstablished` as the TPM reports it.
     pub fn set_establishment(&mut self, established: bool) {
+        if established && !self.localities.established() {
+            self.note(IntSts::ESTABLISHMENT_CLEAR);
+        }
         self.localities.set_established(established);
+    }
+
+    /// The level of the interrupt line, high for an interrupt: whether any locality has one pending that is enabled.
+    #[must_use]
+    pub fn interrupt_level(&self) -> bool {
+        Locality::all().any(|locality| self.interrupts[locality].are_asserted())
     }
 
     /// How far the guest is with its command.
@@ -190,11 +204,12 @@ impl<M: Memory> Crb<M> {
     fn read_word(&self, locality: Locality, register: Register) -> Option<u32> {
         Some(match register {
             Register::LocState => self.loc_state(),
-            Register::LocCtrl | Register::IntSts => 0,
+            Register::LocCtrl => 0,
             Register::LocSts => self.loc_sts(locality).bits(),
             Register::IntfId => self.intf_id.bits() | u32::from(self.config.revision) << 24,
             Register::IntfIdHigh => u32::from(self.config.device_id) << 16 | u32::from(self.config.vendor_id),
-            Register::IntEnable => self.int_enable[locality].bits(),
+            Register::IntEnable => self.interrupts[locality].enable(),
+            Register::IntSts => self.interrupts[locality].status(),
             // The same for all: SeaBIOS reads them before it asks for the TPM.
             Register::BufferSize => COMMAND_BUFFER.length,
             Register::BufferAddress => low(buffer::address(self.bar0_address)),
@@ -218,11 +233,19 @@ impl<M: Memory> Crb<M> {
             // There is only the CRB interface, so the selector stays; the lock, from any locality, holds until reset.
             Register::IntfId => self.intf_id |= IntfId::from_bits_truncate(value) & IntfId::INTF_SEL_LOCK,
             _ if !self.localities.is_active(locality) => {}
-            Register::CtrlReq => self.control.write_request(CtrlReq::from_bits_truncate(value)),
+            Register::CtrlReq => {
+                let done = self.control.write_request(CtrlReq::from_bits_truncate(value));
+                self.note(done);
+            }
             Register::CtrlCancel if lane == 0 => return self.control.write_cancel(value),
-            Register::CtrlStart if value & START != 0 => return self.control.write_start(locality, &mut self.memory),
-            Register::IntEnable => self.write_int_enable(locality, value, mask),
-            // Sizes and addresses are ours to say; edk2 writes them nevertheless. No interrupt has a status to clear.
+            Register::CtrlStart if value & START != 0 => {
+                let (effect, done) = self.control.write_start(locality, &mut self.memory);
+                self.note(done);
+                return effect;
+            }
+            Register::IntEnable => self.interrupts[locality].write_enable(value, mask),
+            Register::IntSts => self.interrupts[locality].write_status(value),
+            // Sizes and addresses are ours to say; edk2 writes them nevertheless.
             _ => {}
         }
         None
@@ -261,12 +284,19 @@ impl<M: Memory> Crb<M> {
             _ => {}
         }
         let lost = owner.is_some() && owner != self.localities.active();
-        if lost { self.control.locality_lost() } else { None }
+        if !lost {
+            return None;
+        }
+        // A locality that gets the TPM at once, since none had it, sees that when it looks.
+        self.note(IntSts::LOCALITY_CHANGE);
+        self.control.locality_lost()
     }
 
-    fn write_int_enable(&mut self, locality: Locality, value: u32, mask: u32) {
-        let kept = self.int_enable[locality].bits() & !mask;
-        self.int_enable[locality] = IntEnable::from_bits_truncate(kept | (value & mask));
+    /// Interrupts are the active locality's.
+    fn note(&mut self, conditions: IntSts) {
+        if let Some(locality) = self.localities.active() {
+            self.interrupts[locality].note(conditions);
+        }
     }
 }
 

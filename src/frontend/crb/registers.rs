@@ -158,6 +158,19 @@ bitflags! {
         /// `startIntEnable`.
         const START = 1 << 0;
     }
+
+    /// `TPM_CRB_INT_STS_x`: what has occurred. The enable bits lie alike.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub(super) struct IntSts: u32 {
+        /// `localityChangeInt`: this locality has got the TPM from another.
+        const LOCALITY_CHANGE = 1 << 3;
+        /// `establishmentClearInt`: `tpmEstablished` of `TPM_LOC_STATE_x` has become 0.
+        const ESTABLISHMENT_CLEAR = 1 << 2;
+        /// `cmdReadyInt`: a request to get ready is done.
+        const CMD_READY = 1 << 1;
+        /// `startInt`: `TPM_CRB_CTRL_START_x` has become 0, a command is done.
+        const START = 1 << 0;
+    }
 }
 
 impl IntfId {

@@ -5,7 +5,8 @@ use thiserror::Error;
 
 use super::buffer::{self, BufferStateError};
 use super::control::{CommandState, Control};
-use super::registers::{IntEnable, IntfId};
+use super::interrupts::Interrupts;
+use super::registers::{IntEnable, IntSts, IntfId};
 use super::{Crb, CrbConfig};
 use crate::frontend::Memory;
 use crate::frontend::locality::{Localities, LocalitiesState, LocalitiesStateError};
@@ -28,6 +29,8 @@ pub struct CrbState {
     pub localities: LocalitiesState,
     /// `TPM_CRB_INT_ENABLE_x` of localities 0 to 4.
     pub int_enable: [u32; Locality::COUNT],
+    /// `TPM_CRB_INT_STS_x` of localities 0 to 4.
+    pub int_sts: [u32; Locality::COUNT],
     /// `IntfSelLock` of `TPM_CRB_INTF_ID_x`.
     pub intf_sel_lock: bool,
     /// `TPM_CRB_CTRL_CANCEL_x`.
@@ -46,14 +49,18 @@ pub enum CrbStateError {
     Localities(#[from] LocalitiesStateError),
     /// An interrupt register has bits that are reserved.
     #[error(
-        "locality {locality}: TPM_CRB_INT_ENABLE is {found:#010x}: expected no bits but those of {:#010x}",
-        IntEnable::all().bits()
+        "locality {locality}: TPM_CRB_INT_ENABLE is {enable:#010x} and TPM_CRB_INT_STS {status:#010x}: expected no bits but \
+         those of {:#010x} and {:#010x}",
+        IntEnable::all().bits(),
+        IntSts::all().bits()
     )]
-    IntEnable {
+    Interrupts {
         /// The locality.
         locality: Locality,
-        /// The register's value.
-        found: u32,
+        /// `TPM_CRB_INT_ENABLE_x`.
+        enable: u32,
+        /// `TPM_CRB_INT_STS_x`.
+        status: u32,
     },
     /// Of the command or the buffer.
     #[error(transparent)]
@@ -75,14 +82,15 @@ impl<M: Memory> Crb<M> {
     /// The register file as plain data. [`CrbState`] says what that means for a command under way.
     #[must_use]
     pub fn state(&self) -> CrbState {
-        let Self { config: _, memory, bar0_address: _, localities, int_enable, intf_id, control } = self;
-        let mut enables = [0; Locality::COUNT];
-        for (enable, locality) in enables.iter_mut().zip(Locality::all()) {
-            *enable = int_enable[locality].bits();
+        let Self { config: _, memory, bar0_address: _, localities, interrupts, intf_id, control } = self;
+        let (mut int_enable, mut int_sts) = ([0; Locality::COUNT], [0; Locality::COUNT]);
+        for ((enable, status), locality) in int_enable.iter_mut().zip(&mut int_sts).zip(Locality::all()) {
+            (*enable, *status) = (interrupts[locality].enable(), interrupts[locality].status());
         }
         CrbState {
             localities: localities.state(),
-            int_enable: enables,
+            int_enable,
+            int_sts,
             intf_sel_lock: intf_id.contains(IntfId::INTF_SEL_LOCK),
             cancel: control.cancel() != 0,
             command: control.state(),
@@ -97,10 +105,11 @@ impl<M: Memory> Crb<M> {
     /// # Errors
     /// [`CrbStateError`] for a state in which what [always holds](crate::frontend::crb) would not.
     pub fn from_state(config: CrbConfig, state: &CrbState, memory: M) -> Result<Self, CrbStateError> {
-        let CrbState { localities, int_enable: enables, intf_sel_lock, cancel, command, buffer } = state;
-        let mut int_enable = PerLocality::all(IntEnable::empty());
-        for (&found, locality) in enables.iter().zip(Locality::all()) {
-            int_enable[locality] = IntEnable::from_bits(found).ok_or(CrbStateError::IntEnable { locality, found })?;
+        let CrbState { localities, int_enable, int_sts, intf_sel_lock, cancel, command, buffer } = state;
+        let mut interrupts = PerLocality::all(Interrupts::POWER_ON);
+        for ((&enable, &status), locality) in int_enable.iter().zip(int_sts).zip(Locality::all()) {
+            interrupts[locality] =
+                Interrupts::from_bits(enable, status).ok_or(CrbStateError::Interrupts { locality, enable, status })?;
         }
         let mut intf_id = IntfId::POWER_ON;
         intf_id.set(IntfId::INTF_SEL_LOCK, *intf_sel_lock);
@@ -114,7 +123,7 @@ impl<M: Memory> Crb<M> {
                 return Err(CrbStateError::CancelWithoutOwner);
             }
         }
-        let mut crb = Self { config, memory, bar0_address: 0, localities, int_enable, intf_id, control };
+        let mut crb = Self { config, memory, bar0_address: 0, localities, interrupts, intf_id, control };
         if !config.guest_locality_4 && crb.has_used(Locality::FOUR) {
             return Err(CrbStateError::LocalityFourUsed);
         }
@@ -126,6 +135,6 @@ impl<M: Memory> Crb<M> {
     fn has_used(&self, locality: Locality) -> bool {
         self.localities.is_active(locality)
             || self.localities.has_requested(locality)
-            || !self.int_enable[locality].is_empty()
+            || self.interrupts[locality] != Interrupts::POWER_ON
     }
 }

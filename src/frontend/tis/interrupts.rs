@@ -1,4 +1,6 @@
-//! A locality's interrupt registers. They hold what software writes; nothing raises an interrupt yet.
+//! A locality's interrupt registers: which conditions may interrupt, and which have.
+//!
+//! What `typePolarity` says is of no effect: the line of a PCI device is what it is.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -54,6 +56,23 @@ impl Interrupts {
 
     pub(super) fn status(&self) -> u32 {
         self.occurred.bits()
+    }
+
+    /// Notes what has come true, as far as it may interrupt; of the rest nothing is remembered, as in QEMU.
+    pub(super) fn note(&mut self, conditions: Interrupt) {
+        self.occurred |= conditions & self.enabled();
+    }
+
+    /// Whether the locality interrupts: something enabled has occurred and is not cleared yet.
+    pub(super) fn are_asserted(&self) -> bool {
+        self.occurred.intersects(self.enabled())
+    }
+
+    fn enabled(&self) -> Interrupt {
+        if !self.enable.contains(IntEnable::GLOBAL) {
+            return Interrupt::empty();
+        }
+        Interrupt::from_bits_truncate(self.enable.bits())
     }
 
     /// The registers as plain data.
@@ -129,6 +148,30 @@ mod tests {
         let mut interrupts = Interrupts { occurred: Interrupt::all(), ..Interrupts::POWER_ON };
         interrupts.write_status(Interrupt::DATA_AVAIL.bits());
         assert_eq!(interrupts.status(), 0x86);
+    }
+
+    #[test]
+    fn what_is_not_enabled_is_not_even_remembered() {
+        let mut interrupts = Interrupts::POWER_ON;
+        for (enable, noted) in [(0x87, 0), (0x8000_0000, 0), (0x8000_0081, 0x81)] {
+            interrupts.write_enable(enable, u32::MAX);
+            interrupts.note(Interrupt::all());
+            assert_eq!(interrupts.status(), noted, "{enable:#x}");
+            assert_eq!(interrupts.are_asserted(), noted != 0, "{enable:#x}");
+        }
+    }
+
+    #[test]
+    fn what_has_occurred_interrupts_while_it_is_enabled_and_until_it_is_cleared() {
+        let mut interrupts = Interrupts::POWER_ON;
+        interrupts.write_enable(0x8000_0003, u32::MAX);
+        interrupts.note(Interrupt::DATA_AVAIL);
+        for (enable, asserted) in [(0x0000_0003, false), (0x8000_0002, false), (0x8000_0001, true)] {
+            interrupts.write_enable(enable, u32::MAX);
+            assert_eq!(interrupts.are_asserted(), asserted, "{enable:#x}");
+        }
+        interrupts.write_status(Interrupt::DATA_AVAIL.bits());
+        assert!(!interrupts.are_asserted());
     }
 
     #[test]

@@ -15,6 +15,8 @@
 //! 7. A response reaches only the locality that started its command, and only while it keeps the TPM.
 //! 8. No access, whatever its offset, width or data, fails.
 //! 9. Each state that is reached can be exported and imported, and the copy behaves as the original.
+//! 10. [`Tis::interrupt_level`] is whether something pending is enabled. Nothing is pending that was not enabled when it came
+//!     true; once all is cleared, the level is low.
 //!
 //! `tests/steps.rs` checks these by their numbers after each of any sequence of accesses. [`Tis::from_state`] refuses a
 //! state in which they would not hold.
@@ -32,7 +34,7 @@ use super::{Effect, Progress};
 use crate::tpm::{Locality, PerLocality, TpmVersion};
 use fifo::Fifo;
 use interrupts::Interrupts;
-use registers::{Access, InterfaceId, IntfCapability, Register, Sts};
+use registers::{Access, InterfaceId, Interrupt, IntfCapability, Register, Sts};
 
 pub use fifo::{CommandState, CommandStateError};
 pub use interrupts::{InterruptsState, ReservedBits};
@@ -111,7 +113,8 @@ impl Tis {
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Option<Effect> {
         words(offset, data.len()).find_map(|word| {
             let (locality, register) = decode(word.address)?;
-            self.write_word(locality, register, word.lane, data.get(word.range)?)
+            let bytes = data.get(word.range)?;
+            self.noting_interrupts(|tis| tis.write_word(locality, register, word.lane, bytes))
         })
     }
 
@@ -131,12 +134,18 @@ impl Tis {
     /// over [`BUFFER_SIZE`](crate::tpm::BUFFER_SIZE) is replaced by a failure; that of an aborted command is thrown
     /// away. Ignored when no command runs.
     pub fn complete(&mut self, response: &[u8]) {
-        self.fifo.complete(response);
+        self.noting_interrupts(|tis| tis.fifo.complete(response));
     }
 
     /// Shows `tpmEstablished` as the TPM reports it.
     pub fn set_establishment(&mut self, established: bool) {
         self.localities.set_established(established);
+    }
+
+    /// The level of the interrupt line, high for an interrupt: whether any locality has one pending that is enabled.
+    #[must_use]
+    pub fn interrupt_level(&self) -> bool {
+        Locality::all().any(|locality| self.interrupts[locality].are_asserted())
     }
 
     /// How far the guest is with its command.
@@ -153,6 +162,22 @@ impl Tis {
     pub(super) fn completion_byte(&self) -> Option<u64> {
         let locality = self.localities.active().filter(|_| self.fifo.is_executing())?;
         Some(locality::address(locality, Register::STS))
+    }
+
+    /// Does something, and notes the interrupts that it leads to. Those of the status are about its bits that become 1, for
+    /// the locality that reads them. A locality that gets the TPM from another is told; one that gets it at once, since none
+    /// had it, sees that when it looks.
+    fn noting_interrupts<T>(&mut self, change: impl FnOnce(&mut Self) -> T) -> T {
+        let (owner_before, status_before) = (self.localities.active(), self.fifo.status());
+        let result = change(self);
+        let Some(owner) = self.localities.active() else { return result };
+        if owner_before == Some(owner) {
+            let risen = self.fifo.status().difference(status_before);
+            self.interrupts[owner].note(Interrupt::of_status(risen));
+        } else if owner_before.is_some() {
+            self.interrupts[owner].note(Interrupt::LOCALITY_CHANGE);
+        }
+        result
     }
 
     fn read_word(&mut self, locality: Locality, register: Register, lane: usize, out: &mut [u8]) {

@@ -175,6 +175,17 @@ impl Sts {
     }
 }
 
+impl Interrupt {
+    /// The interrupts for status bits that have become 1.
+    pub(super) fn of_status(risen: Sts) -> Self {
+        let mut interrupts = Self::empty();
+        interrupts.set(Self::COMMAND_READY, risen.contains(Sts::COMMAND_READY));
+        interrupts.set(Self::STS_VALID, risen.contains(Sts::STS_VALID));
+        interrupts.set(Self::DATA_AVAIL, risen.contains(Sts::DATA_AVAIL));
+        interrupts
+    }
+}
+
 impl IntfCapability {
     /// What a TPM of this version can do.
     ///

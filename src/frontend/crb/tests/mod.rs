@@ -4,6 +4,7 @@
 mod commands;
 mod doorbell;
 mod drivers;
+mod interrupts;
 mod localities;
 mod properties;
 mod registers;

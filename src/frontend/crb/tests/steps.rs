@@ -308,6 +308,9 @@ impl Checked {
             }
         }
         let state = self.guest.crb.state();
+        let pending =
+            state.int_enable.iter().zip(state.int_sts).any(|(&enable, sts)| enable >> 31 == 1 && enable & sts != 0);
+        assert_eq!(self.guest.crb.interrupt_level(), pending, "invariant 9");
         let imported = Crb::from_state(config, &state, Pages::new()).map(|copy| copy.state());
         assert_eq!(imported, Ok(state), "invariant 8: what is reached can be imported");
     }

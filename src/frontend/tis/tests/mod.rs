@@ -3,6 +3,7 @@
 
 mod commands;
 mod drivers;
+mod interrupts;
 mod localities;
 mod properties;
 mod registers;

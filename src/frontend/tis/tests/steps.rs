@@ -96,6 +96,9 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => (offset(), 0..80usize).prop_map(|(offset, len)| Event::Read { offset, len }),
         2 => (offset(), vec(any::<u8>(), 0..80)).prop_map(|(offset, data)| Event::Write { offset, data }),
+        1 => (0..5u64).prop_map(|l| {
+            Event::Write { offset: l * 0x1000 + INT_ENABLE, data: 0x8000_008f_u32.to_le_bytes().to_vec() }
+        }),
         3 => (0..5u64, access_bits).prop_map(|(l, bits)| Event::Write { offset: l * 0x1000, data: vec![bits] }),
         1 => vec(any::<u8>(), 0..40).prop_map(|response| Event::Complete { response }),
         4 => (10..600u32).prop_map(|size| Event::Complete { response: message(size) }),
@@ -166,6 +169,12 @@ impl Checked {
         // Invariant 8: nothing here panics.
         let (_, effect) = event.happen(&mut self.guest.tis);
         let after = self.guest.tis.state();
+        for (before, after) in before.interrupts.iter().zip(&after.interrupts) {
+            // One access can enable and bring about.
+            let enabled = [before.enable, after.enable].into_iter().filter(|enable| enable >> 31 == 1);
+            let enabled = enabled.fold(0, |all, enable| all | enable);
+            assert_eq!(after.status & !before.status & !enabled, 0, "invariant 10: nothing that is not enabled");
+        }
         match event {
             Event::Read { offset, len } => {
                 let fifos = active.iter().flat_map(|page| [0x24..0x28, 0x80..0xc0].map(|fifo| in_page(*page, fifo)));
@@ -243,8 +252,23 @@ impl Checked {
             }
         }
         let state = self.guest.tis.state();
+        self.check_interrupts(&state);
         let imported = Tis::from_state(config, &state).map(|copy| copy.state());
         assert_eq!(imported, Ok(state), "invariant 9: what is reached can be imported");
+    }
+
+    /// Invariant 10: the level is what the registers say, and low once all that is pending is cleared.
+    fn check_interrupts(&self, state: &TisState) {
+        let pending = |InterruptsState { enable, vector: _, status }: &InterruptsState| match enable >> 31 {
+            0 => 0,
+            _ => enable & status & 0x87,
+        };
+        let level = state.interrupts.iter().any(|registers| pending(registers) != 0);
+        assert_eq!(self.guest.tis.interrupt_level(), level, "invariant 10");
+        let mut cleared = state.clone();
+        cleared.interrupts.iter_mut().for_each(|registers| registers.status = 0);
+        let copy = Tis::from_state(self.guest.tis.config, &cleared).expect("nothing else has changed");
+        assert!(!copy.interrupt_level(), "invariant 10");
     }
 
     fn check_owner(&mut self, number: u64) {
