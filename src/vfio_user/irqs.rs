@@ -9,14 +9,14 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, readlink};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::unistd::write;
+use nix::unistd::{read, write};
 use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_TYPE_MASK, VFIO_IRQ_SET_ACTION_UNMASK,
     VFIO_IRQ_SET_DATA_BOOL, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_IRQ_SET_DATA_TYPE_MASK,
 };
 
 use super::alarm;
-use super::device::{Interrupts, Irq};
+use super::device::{Device, Interrupts, Irq};
 use super::refusal::Refusal;
 use super::wire::IrqSet;
 
@@ -52,16 +52,32 @@ impl EventFd {
     /// The client could have taken `O_NONBLOCK` back, so it is asked first whether there is room; and if the client fills
     /// the counter in between, the call is interrupted (`EINTR`).
     fn signal(&self) -> Result<(), Errno> {
-        let mut room = [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)];
-        poll(&mut room, PollTimeout::ZERO)?;
         // A counter that has overflowed is an error and has no room either.
-        if !room.iter().any(|room| room.revents().is_some_and(|events| events.contains(PollFlags::POLLOUT))) {
+        if !self.is_ready(PollFlags::POLLOUT)? {
             return Ok(());
         }
         match alarm::limited(|| write(&self.0, &1_u64.to_ne_bytes())) {
             Ok(_) | Err(Errno::EAGAIN) => Ok(()),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// Takes back what was signalled, with the same care; returns whether there was something: else it has been heard.
+    fn take_back(&self) -> Result<bool, Errno> {
+        if !self.is_ready(PollFlags::POLLIN)? {
+            return Ok(false);
+        }
+        match alarm::limited(|| read(&self.0, &mut [0; 8])) {
+            Ok(_) => Ok(true),
+            Err(Errno::EAGAIN) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn is_ready(&self, events: PollFlags) -> Result<bool, Errno> {
+        let mut eventfd = [PollFd::new(self.0.as_fd(), events)];
+        poll(&mut eventfd, PollTimeout::ZERO)?;
+        Ok(eventfd.iter().any(|eventfd| eventfd.revents().is_some_and(|ready| ready.contains(events))))
     }
 }
 
@@ -113,6 +129,15 @@ impl From<VectorId> for u64 {
     }
 }
 
+/// What is known of a line.
+#[derive(Debug, Default)]
+struct Line {
+    /// It was signalled, and has masked itself by that; whether that is heard is not known.
+    signalled: bool,
+    /// The device has just asserted it.
+    asserted: bool,
+}
+
 /// What the client has set up for one vector, and what waits for it.
 #[derive(Debug, Default)]
 struct Vector {
@@ -123,6 +148,8 @@ struct Vector {
     masked: bool,
     /// The device has sent a message while it was masked.
     pending: bool,
+    /// Of a line.
+    line: Line,
 }
 
 impl Vector {
@@ -134,8 +161,22 @@ impl Vector {
         }
     }
 
+    /// The line is not asserted any more. If nobody has heard its signal, none was.
+    fn lower(&mut self) {
+        self.line.signalled = false;
+        match self.trigger.as_ref().map(EventFd::take_back) {
+            None | Some(Ok(false)) => {}
+            Some(Ok(true)) => self.masked = false,
+            Some(Err(errno)) => {
+                log::warn!("an interrupt cannot be taken back and is given up: {errno}");
+                self.trigger = None;
+            }
+        }
+    }
+
     fn unmask(&mut self) {
         self.masked = false;
+        self.line.signalled = false;
         if std::mem::take(&mut self.pending) {
             self.signal();
         }
@@ -156,10 +197,12 @@ pub(super) struct Irqs {
 impl Interrupts for Irqs {
     /// Signals a line once; it is then masked until the client unmasks it ("AUTOMASKED").
     fn line(&mut self, index: u32) {
-        let Some(line) = self.vectors.get_mut(&VectorId { index, vector: 0 }) else { return };
-        if line.trigger.is_some() && !line.masked {
-            line.masked = true;
-            line.signal();
+        let Some(vector) = self.vectors.get_mut(&VectorId { index, vector: 0 }) else { return };
+        vector.line.asserted = true;
+        if vector.trigger.is_some() && !vector.masked {
+            vector.masked = true;
+            vector.line.signalled = true;
+            vector.signal();
         }
     }
 
@@ -181,6 +224,18 @@ enum Action {
 }
 
 impl Irqs {
+    /// Asks the device for its interrupts. A line that is asserted no more is signalled no more, if that is not heard yet: a
+    /// client that raises it late (QEMU without KVM) would tell the guest of an interrupt that there is not, and Linux
+    /// gives a device up that does so often.
+    pub(super) fn update(&mut self, device: &mut dyn Device) {
+        device.interrupts(self);
+        for vector in self.vectors.values_mut() {
+            if !std::mem::take(&mut vector.line.asserted) && vector.line.signalled {
+                vector.lower();
+            }
+        }
+    }
+
     /// Carries out a request on index `request.index`, of which the device says `irq`. It is done wholly or not at all.
     ///
     /// Each request has exactly one data and one action flag. With eventfds there come as many as vectors, or none to
@@ -292,7 +347,9 @@ impl Irqs {
             Action::Trigger => {
                 let mut eventfds = eventfds.into_iter();
                 for id in ids {
-                    self.vectors.entry(id).or_default().trigger = eventfds.next();
+                    let vector = self.vectors.entry(id).or_default();
+                    vector.trigger = eventfds.next();
+                    vector.line.signalled = false;
                 }
                 Ok(())
             }

@@ -73,7 +73,7 @@ impl Session {
         if self.agreed.is_none() {
             return Next::Close;
         }
-        device.interrupts(&mut self.irqs);
+        self.irqs.update(device);
         Next::Continue
     }
 
@@ -81,7 +81,7 @@ impl Session {
     pub(super) fn resume(&mut self, device: &mut dyn Device, outbox: &mut Outbox) {
         self.held.resume(device, outbox);
         if self.agreed.is_some() {
-            device.interrupts(&mut self.irqs);
+            self.irqs.update(device);
         }
     }
 
@@ -98,7 +98,7 @@ impl Session {
     /// Unmasks what the client's eventfds say, and raises again what the device still wants.
     pub(super) fn unmask(&mut self, device: &mut dyn Device) {
         self.irqs.take_unmasks();
-        device.interrupts(&mut self.irqs);
+        self.irqs.update(device);
     }
 
     /// Ends the session; what the client had set up goes with it. What waits is answered first: the client may have

@@ -3,6 +3,7 @@ use std::os::unix::net::UnixStream;
 use nix::sys::eventfd::{EfdFlags, EventFd as ClientEventFd};
 use nix::unistd::dup;
 
+use super::super::device::{Answer, DeviceInfo, Region, Ticket};
 use super::*;
 
 const NONE: u32 = VFIO_IRQ_SET_DATA_NONE;
@@ -378,4 +379,92 @@ fn full_blocking_eventfd_does_not_block() {
     fcntl(full.as_fd(), FcntlArg::F_SETFL(OFlag::O_RDWR)).unwrap();
     irqs.message(0, 0);
     assert_eq!(full.read().unwrap(), u64::MAX - 1);
+}
+
+/// A device with one line.
+struct Wire(bool);
+
+impl Device for Wire {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo { regions: 9, irqs: 5 }
+    }
+
+    fn region(&self, _: u32) -> Region {
+        Region::NONE
+    }
+
+    fn irq(&self, _: u32) -> Irq {
+        LINE
+    }
+
+    fn read(&mut self, _: u32, _: u64, _: &mut [u8]) -> Answer {
+        Answer::Now
+    }
+
+    fn write(&mut self, _: u32, _: u64, _: &[u8]) -> Answer {
+        Answer::Now
+    }
+
+    fn resume(&mut self, _: Ticket, _: &mut [u8], _: bool) -> Answer {
+        Answer::Now
+    }
+
+    fn reset(&mut self) {}
+
+    fn interrupts(&mut self, interrupts: &mut dyn Interrupts) {
+        if self.0 {
+            interrupts.line(0);
+        }
+    }
+}
+
+#[test]
+fn a_signal_that_nobody_has_heard_is_taken_back_and_the_line_can_be_raised_again() {
+    let (mut irqs, eventfds) = assigned(1, LINE);
+    for _ in 0..3 {
+        irqs.update(&mut Wire(true));
+        irqs.update(&mut Wire(false));
+        assert_eq!(counts(&eventfds), [0]);
+    }
+    irqs.update(&mut Wire(true));
+    assert_eq!(counts(&eventfds), [1], "without an unmask: nothing was heard");
+}
+
+#[test]
+fn a_signal_that_was_heard_keeps_the_line_masked() {
+    let (mut irqs, eventfds) = assigned(1, LINE);
+    irqs.update(&mut Wire(true));
+    assert_eq!(counts(&eventfds), [1]);
+    irqs.update(&mut Wire(false));
+    irqs.update(&mut Wire(true));
+    assert_eq!(counts(&eventfds), [0], "masked until the client has dealt with it");
+    set(&mut irqs, NONE | UNMASK, 0, 1, &[], LINE).unwrap();
+    irqs.update(&mut Wire(true));
+    assert_eq!(counts(&eventfds), [1]);
+}
+
+#[test]
+fn what_others_have_signalled_is_not_taken_back() {
+    let (mut irqs, eventfds) = assigned(1, LINE);
+    eventfds[0].write(5).unwrap();
+    irqs.update(&mut Wire(false));
+    assert_eq!(counts(&eventfds), [5], "no signal of ours was in it");
+    set(&mut irqs, NONE | MASK, 0, 1, &[], LINE).unwrap();
+    eventfds[0].write(5).unwrap();
+    irqs.update(&mut Wire(true));
+    irqs.update(&mut Wire(false));
+    assert_eq!(counts(&eventfds), [5], "masked");
+}
+
+/// The client takes `O_NONBLOCK` back; a read of an empty eventfd would wait.
+#[test]
+fn an_eventfd_that_blocks_is_not_waited_for() {
+    let (mut irqs, eventfds) = assigned(1, LINE);
+    irqs.update(&mut Wire(true));
+    assert_eq!(counts(&eventfds), [1]);
+    fcntl(&eventfds[0], FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    irqs.update(&mut Wire(false));
+    irqs.update(&mut Wire(true));
+    fcntl(&eventfds[0], FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    assert_eq!(counts(&eventfds), [0]);
 }
