@@ -7,12 +7,12 @@ use crate::completion_hold::CompletionHold;
 use crate::counters::CommandCounters;
 use crate::engine::Engine;
 use crate::frontend::{Effect, LogTooLarge, Progress, Registers};
-use crate::pci::{CONFIG_SIZE, ConfigSpace, Identity, MemoryBar};
+use crate::pci::{CONFIG_SIZE, ConfigSpace, Identity, InterruptPin, MemoryBar};
 use crate::ppi::{self, Answer as PresenceAnswer, Consent, Outcome, Submission};
 use crate::shared_pages::SharedPages;
 use crate::tpm::Locality;
 use crate::vfio_user::{
-    Answer, Device, DeviceFailure, DeviceInfo, Irq, MappableArea, Mapping, Region, RegionFlags, Ticket,
+    Answer, Device, DeviceFailure, DeviceInfo, Interrupts, Irq, MappableArea, Mapping, Region, RegionFlags, Ticket,
 };
 use vfio_bindings::bindings::vfio as ffi;
 
@@ -45,6 +45,8 @@ pub struct DeviceOptions {
     pub completion_hold: Duration,
     /// What a guest may have done by physical presence; nothing is there for it without.
     pub presence: Option<Consent>,
+    /// Whether there is a pin, and the registers' interrupts go out by it.
+    pub interrupt_pin: InterruptPin,
 }
 
 /// What has happened at the device so far.
@@ -73,6 +75,7 @@ pub struct TpmDevice {
     mappable: Vec<MappableArea>,
     engine: Engine,
     hold: CompletionHold,
+    interrupt_pin: InterruptPin,
     reset_on_connect: bool,
     /// The log of the TPM's last start is to be shown yet.
     log_is_due: bool,
@@ -84,15 +87,16 @@ impl TpmDevice {
     /// A device that begins to start its TPM.
     #[must_use]
     pub fn new(identity: Identity, registers: Registers<SharedPages>, engine: Engine, options: DeviceOptions) -> Self {
-        let DeviceOptions { reset_on_connect, completion_hold, presence } = options;
+        let DeviceOptions { reset_on_connect, completion_hold, interrupt_pin, presence } = options;
         let mut device = Self {
-            config: ConfigSpace::new(identity, BAR0),
+            config: ConfigSpace::new(identity, BAR0, interrupt_pin),
             mappable: areas(registers.shared_windows()),
             registers,
             presence: presence.map(ppi::Window::new),
             commands: CommandCounters::new(engine.version()),
             engine,
             hold: CompletionHold::new(completion_hold),
+            interrupt_pin,
             reset_on_connect,
             log_is_due: true,
             activity: Activity::default(),
@@ -321,13 +325,14 @@ impl Device for TpmDevice {
     }
 
     fn irq(&self, index: u32) -> Irq {
-        // The device polls: it has no interrupt pin and no MSI. QEMU warns if it cannot register for errors and for
-        // the request to give the device back.
-        let count = match index {
-            ffi::VFIO_PCI_ERR_IRQ_INDEX | ffi::VFIO_PCI_REQ_IRQ_INDEX => 1,
-            _ => 0,
-        };
-        Irq { count, maskable: false, automasked: false }
+        match (index, self.interrupt_pin) {
+            (ffi::VFIO_PCI_INTX_IRQ_INDEX, InterruptPin::IntA) => Irq { count: 1, maskable: true, automasked: true },
+            // QEMU warns if it cannot register for errors and for the request to give the device back.
+            (ffi::VFIO_PCI_ERR_IRQ_INDEX | ffi::VFIO_PCI_REQ_IRQ_INDEX, _) => {
+                Irq { count: 1, maskable: false, automasked: false }
+            }
+            _ => Irq { count: 0, maskable: false, automasked: false },
+        }
     }
 
     fn mapping(&self, index: u32) -> Option<Mapping<'_>> {
@@ -340,6 +345,7 @@ impl Device for TpmDevice {
         match index {
             ffi::VFIO_PCI_CONFIG_REGION_INDEX => {
                 self.activity.config_accesses += 1;
+                self.config.set_interrupt_pending(self.registers.interrupt_level());
                 self.config.read(offset, data);
             }
             ffi::VFIO_PCI_BAR0_REGION_INDEX => {
@@ -389,6 +395,13 @@ impl Device for TpmDevice {
         }
         self.read_bar0(offset, data);
         Answer::Now
+    }
+
+    fn interrupts(&mut self, interrupts: &mut dyn Interrupts) {
+        self.config.set_interrupt_pending(self.registers.interrupt_level());
+        if self.config.asserts_interrupt() {
+            interrupts.line(ffi::VFIO_PCI_INTX_IRQ_INDEX);
+        }
     }
 
     fn reset(&mut self) {

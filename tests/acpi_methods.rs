@@ -3,7 +3,7 @@
 mod acpi;
 
 use acpi::interpreter::{ConfigSpace, EMPTY, Script, Value, WORKING};
-use acpi::{Q35, VARIANTS, VIRT, Variant, table};
+use acpi::{Q35, Q35_INTERRUPTS, VARIANTS, VIRT, Variant, table};
 use vfio_user_tpm::acpi::{Interface, TpmDevice};
 use vfio_user_tpm::tpm::TpmVersion;
 
@@ -180,6 +180,42 @@ fn crs_brings_the_table_up_to_date() {
         let expected = [Value::Integer(0xc0fe_0000), Value::Buffer(patched.table_at(0xc0fe_0000))];
         assert_eq!(values, expected, "{device:?}");
     }
+}
+
+/// A window at the BAR of [`WORKING`], this interrupt (shared, active high, level; a consumer), and the end.
+fn crs_with(gsi: Option<u8>) -> Vec<u8> {
+    let window = [0x86, 9, 0, 1, 0, 0, 0xb4, 0xfe, 0, 0x50, 0, 0];
+    let interrupt = gsi.map(|gsi| [0x89, 6, 0, 0b1001, 1, gsi, 0, 0, 0]);
+    [&window[..], interrupt.as_ref().map_or(&[], |descriptor| &descriptor[..]), &[0x79, 0]].concat()
+}
+
+/// Checksums of resource templates may be 0, for none, or right.
+fn without_checksum(value: Value) -> Vec<u8> {
+    let mut bytes = value.buffer();
+    *bytes.last_mut().unwrap() = 0;
+    bytes
+}
+
+#[test]
+fn crs_names_the_interrupt_of_the_slot_while_the_apic_is_used() {
+    for (path, gsi) in [("05.0", 21), ("08.0", 20), ("1b.0", 16)] {
+        let device = Variant { path, ..Q35_INTERRUPTS }.device();
+        let script = Script::new(&device).config(WORKING).crs().apic(true).crs().crs().apic(false).crs();
+        let seen: Vec<_> = script.run(&device).into_iter().map(without_checksum).collect();
+        let with = crs_with(Some(gsi));
+        assert_eq!(seen, [crs_with(None), with.clone(), with, crs_with(None)], "{path}");
+    }
+}
+
+#[test]
+fn without_an_address_or_where_none_was_asked_for_there_is_no_interrupt() {
+    let device = Q35_INTERRUPTS.device();
+    let values = Script::new(&device).config(WITHOUT_ADDRESS).apic(true).crs().run(&device);
+    assert_eq!(values.len(), 1);
+    assert_eq!(values[0].clone().buffer().len(), crs_with(None).len());
+    let device = Q35.device();
+    let values = Script::new(&device).config(WORKING).apic(true).crs().run(&device);
+    assert_eq!(without_checksum(values[0].clone()), crs_with(None));
 }
 
 #[test]

@@ -4,14 +4,18 @@ mod common;
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use common::process::until;
-use common::raw_client::RawClient;
+use common::raw_client::{DEVICE_RESET, GET_IRQ_INFO, RawClient, SET_IRQS, irq_info, irq_set, words};
 use common::server::Server;
 use common::tis::{ACCESS, ACTIVE_LOCALITY, BAR0, COMMAND_READY, CONFIG, DID_VID, STS, Tis};
 use common::tpm_commands::*;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
 use vfio_user_tpm::state::StateFolder;
 
@@ -373,4 +377,77 @@ fn server_and_engine_have_only_what_they_need() {
     }
     let limits = fs::read_to_string(format!("/proc/{engine}/limits")).unwrap();
     assert!(limits.lines().any(|line| line.starts_with("Max core file size        0")), "{limits}");
+}
+
+const INT_ENABLE: u64 = 0x08;
+const INT_STATUS: u64 = 0x10;
+const DATA_AVAIL_INT: u32 = 1;
+/// Eventfd, trigger.
+const ASSIGN: u32 = 0x24;
+/// No data, unmask.
+const UNMASK: u32 = 0x11;
+
+/// A guest that has enabled the interrupt for the end of a command, and whose VMM has set INTx up.
+fn interrupted(tis: &mut Tis) -> EventFd {
+    let eventfd = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).unwrap();
+    tis.client.request_with(SET_IRQS, &irq_set(ASSIGN, 0, 0, 1, &[]), &[eventfd.as_raw_fd()]).ok();
+    tis.write32(INT_ENABLE, 1 << 31 | DATA_AVAIL_INT);
+    eventfd
+}
+
+fn wait(eventfd: &EventFd) {
+    let mut state = [PollFd::new(eventfd.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut state, PollTimeout::from(60_000_u16)).unwrap(), 1, "no interrupt came");
+    assert_eq!(eventfd.read(), Ok(1));
+}
+
+#[test]
+fn a_command_ends_with_an_interrupt_that_comes_again_until_the_guest_clears_it() {
+    let server = Server::with_args(&["--interface=tis", "--interrupts=on"].map(Into::into));
+    let mut tis = connect(&server);
+    assert_eq!(tis.client.region_read(CONFIG, 0x3d, 1), [1], "INTA#");
+    assert_eq!(tis.client.request(GET_IRQ_INFO, &irq_info(0)).ok(), words(&[16, 7, 0, 1]));
+    let eventfd = interrupted(&mut tis);
+    tis.begin(&get_random(8));
+    wait(&eventfd);
+    assert_eq!(tis.read32(INT_STATUS), DATA_AVAIL_INT);
+    assert_eq!(tis.client.region_read(CONFIG, 6, 1), [0x08], "interrupt status");
+    assert_eq!(eventfd.read(), Err(Errno::EAGAIN), "masked by itself");
+    tis.client.request(SET_IRQS, &irq_set(UNMASK, 0, 0, 1, &[])).ok();
+    wait(&eventfd);
+    tis.write32(INT_STATUS, DATA_AVAIL_INT);
+    assert_eq!(tis.client.region_read(CONFIG, 6, 1), [0]);
+    tis.client.request(SET_IRQS, &irq_set(UNMASK, 0, 0, 1, &[])).ok();
+    assert_eq!(eventfd.read(), Err(Errno::EAGAIN), "cleared");
+    assert_eq!(code_of(&tis.response()), RC_SUCCESS);
+}
+
+#[test]
+fn an_interrupt_outlives_its_client_and_not_a_reset() {
+    let server = Server::with_args(&["--interface=tis", "--interrupts=on"].map(Into::into));
+    let mut tis = connect(&server);
+    let eventfd = interrupted(&mut tis);
+    tis.begin(&get_random(8));
+    wait(&eventfd);
+    drop(tis);
+
+    let mut client = RawClient::connect(&server.socket());
+    client.negotiate();
+    client.request_with(SET_IRQS, &irq_set(ASSIGN, 0, 0, 1, &[]), &[eventfd.as_raw_fd()]).ok();
+    wait(&eventfd);
+    client.request(DEVICE_RESET, &[]).ok();
+    client.request(SET_IRQS, &irq_set(UNMASK, 0, 0, 1, &[])).ok();
+    assert_eq!(eventfd.read(), Err(Errno::EAGAIN));
+    assert_eq!(client.region_read(CONFIG, 6, 1), [0]);
+}
+
+#[test]
+fn without_being_asked_for_there_is_no_interrupt() {
+    let server = Server::with_args(&["--interface=tis".into()]);
+    let mut tis = connect(&server);
+    assert_eq!(tis.client.region_read(CONFIG, 0x3d, 1), [0]);
+    assert_eq!(tis.client.request(GET_IRQ_INFO, &irq_info(0)).ok(), words(&[16, 1, 0, 0]));
+    tis.write32(INT_ENABLE, 1 << 31 | DATA_AVAIL_INT);
+    ok(&mut tis, &get_random(8));
+    assert_eq!(tis.client.region_read(CONFIG, 6, 1), [0], "no interrupt status without a pin");
 }

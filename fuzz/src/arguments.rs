@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::tape::Tape;
 
-const WORDS: [&str; 106] = [
+const WORDS: [&str; 109] = [
     "run",
     "describe",
     "worker",
@@ -52,6 +52,9 @@ const WORDS: [&str; 106] = [
     "--startup=clear",
     "--reset-on-connect",
     "--guest-locality-4",
+    "--interrupts",
+    "--interrupts=on",
+    "--interrupts=off",
     "--log-level",
     "--log-level=trace",
     "--obey-parent-only",

@@ -38,6 +38,10 @@ pub fn run(data: &[u8]) {
         Ok(device) => device,
         Err(error) => return assert!(!error.to_string().is_empty()),
     };
+    let device = match device.clone().with_interrupt() {
+        Ok(with_interrupt) if tape.flag() => with_interrupt,
+        _ => device,
+    };
     for table in tables(&device).into_iter().chain(initramfs_ssdt(&device)) {
         let length = u32::from_le_bytes(table.bytes[4..8].try_into().expect("four"));
         assert_eq!(length as usize, table.bytes.len());

@@ -3,7 +3,7 @@
 use vfio_user_tpm::frontend::crb::{Crb, CrbConfig, CrbDoorbell, CrbDoorbellState, CrbState};
 use vfio_user_tpm::frontend::tis::{Tis, TisConfig, TisState};
 use vfio_user_tpm::frontend::{Effect, LOG_SIZE, LogState, RegisterFile, Registers};
-use vfio_user_tpm::pci::{ConfigSpace, ConfigSpaceState, Identity, MemoryBar};
+use vfio_user_tpm::pci::{ConfigSpace, ConfigSpaceState, Identity, InterruptPin, MemoryBar};
 use vfio_user_tpm::tpm::{BUFFER_SIZE, Header, TpmVersion};
 
 use super::pages::Pages;
@@ -119,12 +119,12 @@ fn log(config: CrbConfig, state: &LogState) {
 
 fn configuration(state: &ConfigSpaceState) {
     let bar = MemoryBar::new(0x2_0000).expect("a power of two");
-    match ConfigSpace::from_state(IDENTITY, bar, state) {
+    match ConfigSpace::from_state(IDENTITY, bar, InterruptPin::IntA, state) {
         Ok(mut config) => {
             assert_eq!(config.state(), *state);
             assert_eq!(config.bar0_address() & 0x1_ffff, 0);
             config.reset();
-            assert_eq!(config, ConfigSpace::new(IDENTITY, bar));
+            assert_eq!(config, ConfigSpace::new(IDENTITY, bar, InterruptPin::IntA));
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }

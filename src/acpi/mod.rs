@@ -11,6 +11,7 @@
 
 mod crb_doorbell;
 mod initramfs;
+mod interrupt;
 mod machine;
 mod patch;
 mod pci_address;
@@ -29,6 +30,7 @@ use crate::bar_map;
 use crate::pci::Identity;
 use crate::tpm::TpmVersion;
 
+pub use interrupt::InterruptError;
 pub use machine::{Machine, UnknownMachine, Vmm};
 use patch::Patch;
 pub use pci_address::{PciAddress, PciPath, PciPathError};
@@ -141,6 +143,8 @@ pub struct TpmDevice {
     interface: Interface,
     version: TpmVersion,
     has_log: bool,
+    /// The number of its interrupt (GSI); without one, drivers poll.
+    interrupt: Option<u32>,
 }
 
 impl TpmDevice {
@@ -158,7 +162,7 @@ impl TpmDevice {
         } else if !interface.is_for_machine(machine) {
             Err(InterfaceError::Machine { interface: interface.name(), machine })
         } else {
-            Ok(Self { placement, identity, interface, version, has_log: true })
+            Ok(Self { placement, identity, interface, version, has_log: true, interrupt: None })
         }
     }
 
@@ -172,6 +176,18 @@ impl TpmDevice {
     #[must_use]
     pub const fn has_log(&self) -> bool {
         self.has_log
+    }
+
+    /// The same with an interrupt, unless its interface has none, or nobody knows where one leads in its place.
+    pub fn with_interrupt(self) -> Result<Self, InterruptError> {
+        let interrupt = Some(interrupt::gsi(&self.placement, self.interface)?);
+        Ok(Self { interrupt, ..self })
+    }
+
+    /// Whether it has an interrupt: the PCI device a pin, and the operating system its number.
+    #[must_use]
+    pub const fn has_interrupt(&self) -> bool {
+        self.interrupt.is_some()
     }
 
     /// Where in the guest the PCI device sits.

@@ -10,6 +10,7 @@ use acpi_tables::aml::{
 use acpi_tables::{Aml, AmlSink};
 
 use super::TpmDevice;
+use super::interrupt::WithInterrupt;
 use super::patch::Patch;
 use super::table::{self, OemTable, Table};
 use crate::pci::Identity;
@@ -74,7 +75,12 @@ pub(super) fn table(device: &TpmDevice, oem_table: OemTable, additions: &Additio
                     &Name::new(path("_STR"), &unicode(&format!("TPM {} Device", device.version()))),
                     &Name::new(path("_UID"), &1_u8),
                     &Sta { first: Terms(in_sta), identity: device.identity() },
-                    &Crs { length: device.interface().crs_length(), only_if: *crs_if, further: Terms(&in_crs) },
+                    &Crs {
+                        length: device.interface().crs_length(),
+                        only_if: *crs_if,
+                        further: Terms(&in_crs),
+                        interrupt: device.interrupt,
+                    },
                     &Terms(&patch),
                     &Terms(objects),
                 ],
@@ -123,18 +129,21 @@ impl Aml for Sta<'_> {
 
 /// `_CRS`: the window at the BAR's address of this moment. Memory decoding is switched on, since firmware leaves it off
 /// where it has no driver and no PCI driver of the operating system will; but not at address 0, where a BAR without an
-/// address would cover RAM. No interrupt: drivers poll.
+/// address would cover RAM. Without an interrupt, drivers poll.
 struct Crs<'a> {
     length: u32,
     only_if: Option<&'a dyn Aml>,
     /// What it does as well if the BAR has an address.
     further: Terms<'a>,
+    interrupt: Option<u32>,
 }
 
 impl Aml for Crs<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let (window, base, command, bar0) = (path("RBUF"), path("BASE"), path("CMDR"), path(BAR0));
         let read_base = And::new(&base, &bar0, &BAR_ADDRESS);
+        let interrupt = self.interrupt.map(|gsi| WithInterrupt { window: &window, gsi });
+        let interrupt = interrupt.as_ref().map(|interrupt| interrupt as &dyn Aml);
         let guarded = self.only_if.map(|condition| If::new(condition, vec![&read_base]));
         Method::new(
             path("_CRS"),
@@ -144,7 +153,14 @@ impl Aml for Crs<'_> {
                 &Name::new(path("RBUF"), &ResourceTemplate::new(vec![&Memory32Fixed::new(true, 0, self.length)])),
                 &CreateDWordField::new(&base, &window, &MEMORY32_FIXED_BAS),
                 guarded.as_ref().map_or(&read_base as &dyn Aml, |guarded| guarded),
-                &If::new(&base, vec![&Or::new(&command, &command, &COMMAND_MEMORY_SPACE), &self.further]),
+                &If::new(
+                    &base,
+                    vec![
+                        &Or::new(&command, &command, &COMMAND_MEMORY_SPACE),
+                        &self.further,
+                        &Terms(interrupt.as_slice()),
+                    ],
+                ),
                 &Return::new(&window),
             ],
         )

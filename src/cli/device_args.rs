@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, ValueEnum};
 use thiserror::Error;
 
 use crate::acpi::{BehindBridge, Interface, Machine, PciPath, Placement, TpmDevice};
@@ -36,6 +36,11 @@ pub(super) struct DeviceArgs {
     #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     force_behind_bridge: Option<String>,
 
+    /// Whether drivers can have an interrupt instead of polling: in q35, with --interface tis or crb. It pays for long commands
+    /// only. Linux takes one if its command line has tpm_tis.interrupts=1
+    #[arg(long, value_enum, default_value_t = Interrupts::Off)]
+    interrupts: Interrupts,
+
     /// PCI vendor and device id, in hexadecimal
     #[arg(long, default_value_t = PciId { vendor: device::VENDOR_ID, device: device::DEVICE_ID }, value_name = "VVVV:DDDD")]
     pci_id: PciId,
@@ -53,13 +58,25 @@ impl DeviceArgs {
         let placement = Placement::new(self.machine, self.pci_address, consent)?;
         let interface = self.interface.unwrap_or(Interface::default_for(self.machine, version));
         let device = TpmDevice::new(placement, device::identity(vendor, device), interface, version)?;
-        Ok(if self.no_log { device.without_log() } else { device })
+        let device = if self.no_log { device.without_log() } else { device };
+        Ok(match self.interrupts {
+            Interrupts::Off => device,
+            Interrupts::On => device.with_interrupt()?,
+        })
     }
 }
 
 /// What is needed to describe a device that listens on `socket_path`.
 pub(super) fn description_of(device: TpmDevice, socket_path: PathBuf, source: Source) -> description::Config {
     description::Config { program_version: env!("CARGO_PKG_VERSION").to_owned(), device, socket_path, source }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Interrupts {
+    /// There are none.
+    Off,
+    /// By the pin INTA# of the PCI device.
+    On,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -31,6 +31,7 @@ use crate::device::{DeviceOptions, TpmDevice};
 use crate::engine::{Engine, Wakeup};
 use crate::frontend::LOG_SIZE;
 use crate::launch::Spawner;
+use crate::pci::InterruptPin;
 use crate::platform::{Platform, StartupPolicy};
 use crate::ppi::Consent;
 use crate::sandbox::{self, Grant, NewUser, SERVER_CALLS, SERVER_CALLS_TO_ATTACH};
@@ -381,6 +382,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         reset_on_connect: config.reset_on_connect,
         completion_hold: config.latency.completion_hold(),
         presence: config.presence,
+        interrupt_pin: if config.device.has_interrupt() { InterruptPin::IntA } else { InterruptPin::None },
     };
     let mut device = TpmDevice::new(config.device.identity(), registers, engine, options);
     let calls =

@@ -83,6 +83,8 @@ struct Pci<'a> {
     vendor: String,
     device: String,
     class: String,
+    /// The pin by which it interrupts; none if drivers have to poll.
+    interrupt_pin: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -153,6 +155,7 @@ pub(super) fn render(description: &Description, folder: &str, arguments: Argumen
             vendor: format!("0x{:04x}", device.identity().vendor_id),
             device: format!("0x{:04x}", device.identity().device_id),
             class: format!("0x{:06x}", device.identity().class_code),
+            interrupt_pin: device.has_interrupt().then_some("INTA"),
         },
         bar0: Bar {
             size: bar_map::SIZE,

@@ -65,7 +65,9 @@ impl Bench {
         });
         let backend = Played::default();
         let engine = Engine::new(Box::new(backend.clone()), Platform::new(TpmVersion::V2_0, StartupPolicy::None), None);
-        let options = DeviceOptions { reset_on_connect: false, completion_hold, presence: Some(Consent::CLEAR) };
+        let interrupt_pin = InterruptPin::IntA;
+        let options =
+            DeviceOptions { reset_on_connect: false, completion_hold, interrupt_pin, presence: Some(Consent::CLEAR) };
         let device = TpmDevice::new(identity(VENDOR_ID, DEVICE_ID), registers, engine, options);
         let mut bench = Self { device, backend, kind };
         bench.outcome(Done::Control { established: false }, &[]);
@@ -345,5 +347,85 @@ fn a_request_by_physical_presence_is_handed_over_by_a_reset_and_outlives_its_cli
         read(0x1c, &mut words[0]);
         read(0x20, &mut words[1]);
         assert_eq!(words.map(u32::from_le_bytes), [5, ppi::FIRMWARE_FAILURE], "{kind:?}");
+    }
+}
+
+/// The lines that a device asserts.
+#[derive(Default)]
+struct Lines(Vec<u32>);
+
+impl Interrupts for Lines {
+    fn line(&mut self, index: u32) {
+        self.0.push(index);
+    }
+
+    fn message(&mut self, index: u32, _: u32) {
+        panic!("a message of {index}");
+    }
+}
+
+impl Bench {
+    fn lines(&mut self) -> Vec<u32> {
+        let mut lines = Lines::default();
+        self.device.interrupts(&mut lines);
+        lines.0
+    }
+
+    fn status_and_command(&mut self) -> [u8; 4] {
+        let mut data = [0; 4];
+        assert_eq!(self.device.read(ffi::VFIO_PCI_CONFIG_REGION_INDEX, 4, &mut data), Answer::Now);
+        data
+    }
+}
+
+#[test]
+fn a_completed_command_asserts_the_line_until_the_guest_clears_it() {
+    for (kind, enable, cleared) in [(Kind::Tis, (0x08, 0x8000_0001_u32), 0x10), (Kind::Crb, (0x50, 0x8000_0001), 0x54)]
+    {
+        let mut bench = Bench::new(kind, Duration::ZERO);
+        bench.write(if kind == Kind::Tis { ACCESS } else { LOC_CTRL }, &[if kind == Kind::Tis { 2 } else { 1 }]);
+        bench.write(enable.0, &enable.1.to_le_bytes());
+        assert_eq!(bench.start(), Answer::Now);
+        assert!(bench.lines().is_empty(), "{kind:?}: it runs");
+        bench.respond();
+        assert_eq!(bench.lines(), [ffi::VFIO_PCI_INTX_IRQ_INDEX], "{kind:?}");
+        assert_eq!(bench.lines(), [ffi::VFIO_PCI_INTX_IRQ_INDEX], "{kind:?}: still");
+        assert_eq!(bench.status_and_command(), [0, 0, 0x08, 0], "{kind:?}: interrupt status");
+
+        let command = |disable: u8| [0, disable];
+        assert_eq!(bench.device.write(ffi::VFIO_PCI_CONFIG_REGION_INDEX, 4, &command(0x04)), Answer::Now);
+        assert!(bench.lines().is_empty(), "{kind:?}: disabled");
+        assert_eq!(bench.status_and_command(), [0, 0x04, 0x08, 0], "{kind:?}: but pending");
+        assert_eq!(bench.device.write(ffi::VFIO_PCI_CONFIG_REGION_INDEX, 4, &command(0)), Answer::Now);
+        assert_eq!(bench.lines(), [ffi::VFIO_PCI_INTX_IRQ_INDEX], "{kind:?}");
+
+        bench.write(cleared, &1_u32.to_le_bytes());
+        assert!(bench.lines().is_empty(), "{kind:?}: cleared");
+        assert_eq!(bench.status_and_command(), [0; 4], "{kind:?}");
+    }
+}
+
+#[test]
+fn a_reset_lowers_the_line_and_a_lost_client_does_not() {
+    let mut bench = Bench::new(Kind::Tis, Duration::ZERO);
+    bench.write(ACCESS, &[2]);
+    bench.write(0x08, &0x8000_0001_u32.to_le_bytes());
+    assert_eq!(bench.start(), Answer::Now);
+    bench.respond();
+    bench.device.disconnected();
+    assert_eq!(bench.lines(), [ffi::VFIO_PCI_INTX_IRQ_INDEX], "the next client's, too");
+    bench.device.reset();
+    assert!(bench.lines().is_empty());
+}
+
+#[test]
+fn intx_is_there_with_a_pin_and_not_without() {
+    let mut bench = Bench::new(Kind::Tis, Duration::ZERO);
+    let line = Irq { count: 1, maskable: true, automasked: true };
+    assert_eq!(bench.device.irq(ffi::VFIO_PCI_INTX_IRQ_INDEX), line);
+    bench.device.interrupt_pin = InterruptPin::None;
+    assert_eq!(bench.device.irq(ffi::VFIO_PCI_INTX_IRQ_INDEX).count, 0);
+    for index in [ffi::VFIO_PCI_MSI_IRQ_INDEX, ffi::VFIO_PCI_MSIX_IRQ_INDEX] {
+        assert_eq!(bench.device.irq(index).count, 0);
     }
 }

@@ -20,11 +20,18 @@ const CACHE_LINE_SIZE: usize = 0x0c;
 const BASE_ADDRESS_0: usize = 0x10;
 const SUBSYSTEM_VENDOR_ID: usize = 0x2c;
 const SUBSYSTEM_ID: usize = 0x2e;
+const STATUS: usize = 0x06;
 const INTERRUPT_LINE: usize = 0x3c;
+const INTERRUPT_PIN: usize = 0x3d;
 
 /// Memory space, bus master, parity error response, SERR#, interrupt disable: what a device of this kind can have on.
 /// I/O space is not among them, since there is no I/O BAR.
 const COMMAND_WRITABLE: u16 = 0x0002 | 0x0004 | 0x0040 | 0x0100 | 0x0400;
+
+/// "Interrupt Disable" of the command register (section 6.2.2), in its second byte.
+const COMMAND_INTERRUPT_DISABLE: u8 = 0x04;
+/// "Interrupt Status" of the status register (section 6.2.3): whether an interrupt is pending, disabled or not.
+const STATUS_INTERRUPT: u8 = 0x08;
 
 /// Bits of a memory BAR that hold its address.
 const BAR_ADDRESS: u32 = 0xffff_fff0;
@@ -59,6 +66,16 @@ impl MemoryBar {
     }
 }
 
+/// The pin by which a device interrupts (section 6.2.4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InterruptPin {
+    /// It does not.
+    #[default]
+    None,
+    /// INTA#, the only one that a device of one function may have.
+    IntA,
+}
+
 /// The configuration space of a device with BAR 0 and nothing else. Every other BAR and the ROM read zero whatever is
 /// written, which is how a client that sizes them learns that there are none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,12 +85,14 @@ pub struct ConfigSpace {
     initial: [u8; CONFIG_SIZE],
     /// Bits that a write changes.
     writable: [u8; CONFIG_SIZE],
+    /// Whether the device has an interrupt pending. It is the device's to know, and so no part of the state.
+    interrupt_pending: bool,
 }
 
 impl ConfigSpace {
     /// The configuration space after power-on.
     #[must_use]
-    pub fn new(identity: Identity, bar0: MemoryBar) -> Self {
+    pub fn new(identity: Identity, bar0: MemoryBar, pin: InterruptPin) -> Self {
         let mut initial = [0; CONFIG_SIZE];
         let [class0, class1, class2, _] = identity.class_code.to_le_bytes();
         put(&mut initial, VENDOR_ID, &identity.vendor_id.to_le_bytes());
@@ -82,13 +101,14 @@ impl ConfigSpace {
         put(&mut initial, CLASS_CODE, &[class0, class1, class2]);
         put(&mut initial, SUBSYSTEM_VENDOR_ID, &identity.vendor_id.to_le_bytes());
         put(&mut initial, SUBSYSTEM_ID, &identity.device_id.to_le_bytes());
+        put(&mut initial, INTERRUPT_PIN, &[u8::from(pin == InterruptPin::IntA)]);
 
         let mut writable = [0; CONFIG_SIZE];
         put(&mut writable, COMMAND, &COMMAND_WRITABLE.to_le_bytes());
         put(&mut writable, CACHE_LINE_SIZE, &[0xff]);
         put(&mut writable, BASE_ADDRESS_0, &bar0.writable().to_le_bytes());
         put(&mut writable, INTERRUPT_LINE, &[0xff]);
-        Self { content: initial, initial, writable }
+        Self { content: initial, initial, writable, interrupt_pending: false }
     }
 
     /// Reads from `offset`; what lies behind the end reads ones, as where no device answers.
@@ -97,6 +117,10 @@ impl ConfigSpace {
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         for (byte, content) in data.iter_mut().zip(self.content.iter().skip(start)) {
             *byte = *content;
+        }
+        let status = STATUS.checked_sub(start).and_then(|at| data.get_mut(at));
+        if let Some(status) = status.filter(|_| self.interrupt_pending) {
+            *status |= STATUS_INTERRUPT;
         }
     }
 
@@ -109,9 +133,25 @@ impl ConfigSpace {
         }
     }
 
-    /// Back to the content after power-on.
+    /// Back to the content after power-on, with no interrupt pending.
     pub fn reset(&mut self) {
         self.content = self.initial;
+        self.interrupt_pending = false;
+    }
+
+    /// Shows whether the device has an interrupt pending. Without a pin it has none.
+    pub fn set_interrupt_pending(&mut self, pending: bool) {
+        self.interrupt_pending = pending && self.byte(INTERRUPT_PIN) != 0;
+    }
+
+    /// Whether the device asserts its pin: an interrupt is pending, and the guest has not disabled them.
+    #[must_use]
+    pub fn asserts_interrupt(&self) -> bool {
+        self.interrupt_pending && self.byte(COMMAND.saturating_add(1)) & COMMAND_INTERRUPT_DISABLE == 0
+    }
+
+    fn byte(&self, offset: usize) -> u8 {
+        self.content.get(offset).copied().unwrap_or_default()
     }
 
     /// Where the client has put BAR 0 in the guest's memory; zero if nowhere yet.
@@ -138,7 +178,12 @@ mod tests {
 
     fn config() -> ConfigSpace {
         let identity = Identity { vendor_id: 0x7666, device_id: 0x5450, revision_id: 1, class_code: 0x10_80_00 };
-        ConfigSpace::new(identity, MemoryBar::new(0x2_0000).unwrap())
+        ConfigSpace::new(identity, MemoryBar::new(0x2_0000).unwrap(), InterruptPin::None)
+    }
+
+    fn with_pin() -> ConfigSpace {
+        let identity = Identity { vendor_id: 0x7666, device_id: 0x5450, revision_id: 1, class_code: 0x10_80_00 };
+        ConfigSpace::new(identity, MemoryBar::new(0x2_0000).unwrap(), InterruptPin::IntA)
     }
 
     fn read<const N: usize>(config: &ConfigSpace, offset: u64) -> [u8; N] {
@@ -196,6 +241,43 @@ mod tests {
         config.write(0, &[0xa5; CONFIG_SIZE]);
         config.reset();
         assert_eq!(config, self::config());
+    }
+
+    #[test]
+    fn a_pending_interrupt_shows_in_the_status_and_goes_out_by_the_pin() {
+        let mut config = with_pin();
+        assert_eq!(read(&config, 0x3d), [1], "INTA#");
+        assert!(!config.asserts_interrupt());
+        config.set_interrupt_pending(true);
+        assert_eq!(read(&config, 0x06), [0x08, 0]);
+        assert_eq!(read(&config, 0x04), [0, 0, 0x08], "with the command register");
+        assert_eq!(read(&config, 0x07), [0], "the bytes beside");
+        assert!(config.asserts_interrupt());
+        config.set_interrupt_pending(false);
+        assert_eq!(read(&config, 0x06), [0, 0]);
+        assert!(!config.asserts_interrupt());
+    }
+
+    #[test]
+    fn a_disabled_interrupt_is_still_pending() {
+        let mut config = with_pin();
+        config.set_interrupt_pending(true);
+        config.write(0x04, &0x0402u16.to_le_bytes());
+        assert_eq!(read(&config, 0x06), [0x08, 0]);
+        assert!(!config.asserts_interrupt());
+        config.write(0x04, &0x0002u16.to_le_bytes());
+        assert!(config.asserts_interrupt());
+        config.reset();
+        assert!(!config.asserts_interrupt());
+        assert_eq!(config, with_pin());
+    }
+
+    #[test]
+    fn without_a_pin_no_interrupt_is_pending() {
+        let mut config = config();
+        config.set_interrupt_pending(true);
+        assert_eq!(read(&config, 0x06), [0, 0]);
+        assert!(!config.asserts_interrupt());
     }
 
     #[test]

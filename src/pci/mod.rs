@@ -6,4 +6,6 @@
 
 mod config;
 
-pub use config::{CONFIG_SIZE, ConfigSpace, ConfigSpaceState, ConfigSpaceStateError, Identity, MemoryBar};
+pub use config::{
+    CONFIG_SIZE, ConfigSpace, ConfigSpaceState, ConfigSpaceStateError, Identity, InterruptPin, MemoryBar,
+};

@@ -106,6 +106,17 @@ impl Script {
         self.call("TCRS", &[8])
     }
 
+    /// Says by `_PIC` whether the operating system uses the APIC. There is no value.
+    pub fn apic(mut self, used: bool) -> Self {
+        self.calls.push(format!("execute \\_PIC {}", u8::from(used)));
+        self
+    }
+
+    /// All that `_CRS` has.
+    pub fn crs(self) -> Self {
+        self.call("TPM_._CRS", &[])
+    }
+
     /// The TPM2 or TCPA table as it lies in memory.
     pub fn table(self) -> Self {
         self.call("TTCG", &[])
@@ -213,6 +224,8 @@ fn dsdt(device: &TpmDevice, installed: bool, revision: u8) -> String {
             External ({node}.TPM._CRS, MethodObj)
             External ({node}.TPM._DSM, MethodObj)
             {more_externals}
+            Name (PICF, Zero)
+            Method (_PIC, 1) {{ PICF = Arg0 }}
             Device (\_SB.PCI0)
             {{
                 Name (_HID, EisaId ("PNP0A08"))

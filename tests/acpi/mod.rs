@@ -24,6 +24,7 @@ pub struct Variant {
     pub bridge_id: Option<&'static str>,
     pub interface: Interface,
     pub version: TpmVersion,
+    pub interrupts: bool,
     pub source: Source,
 }
 
@@ -35,14 +36,19 @@ pub const Q35: Variant = Variant {
     bridge_id: None,
     interface: Interface::Tis,
     version: TpmVersion::V2_0,
+    interrupts: false,
     source: Source::Embedded,
 };
 
 /// A TPM in a 64-bit ARM machine, where a table cannot be added but by the initramfs.
 pub const VIRT: Variant = Variant { name: "virt", machine: Machine::Virt, ..Q35 };
 
-pub const VARIANTS: [Variant; 7] = [
+/// With an interrupt.
+pub const Q35_INTERRUPTS: Variant = Variant { name: "q35-interrupts", interrupts: true, ..Q35 };
+
+pub const VARIANTS: [Variant; 8] = [
     Q35,
+    Q35_INTERRUPTS,
     Variant { name: "q35-crb", interface: Interface::Crb, ..Q35 },
     Variant { name: "q35-crb-doorbell", interface: Interface::CrbDoorbell, ..Q35 },
     Variant { name: "pc-tpm-1.2", machine: Machine::Pc, version: TpmVersion::V1_2, source: Source::Ephemeral, ..Q35 },
@@ -55,7 +61,8 @@ impl Variant {
     pub fn device(&self) -> TpmDevice {
         let consent = self.bridge_id.map(|id| BehindBridge { bridge_id: id.to_owned() });
         let placement = Placement::new(self.machine, self.path.parse().unwrap(), consent).unwrap();
-        TpmDevice::new(placement, device::identity(VENDOR, DEVICE), self.interface, self.version).unwrap()
+        let device = TpmDevice::new(placement, device::identity(VENDOR, DEVICE), self.interface, self.version).unwrap();
+        if self.interrupts { device.with_interrupt().unwrap() } else { device }
     }
 
     pub fn description(&self) -> Description {

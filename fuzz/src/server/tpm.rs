@@ -12,6 +12,7 @@ use vfio_user_tpm::engine::Engine;
 use vfio_user_tpm::frontend::crb::{Crb, CrbConfig, CrbDoorbell};
 use vfio_user_tpm::frontend::tis::{Tis, TisConfig};
 use vfio_user_tpm::frontend::{RegisterFile, Registers};
+use vfio_user_tpm::pci::InterruptPin;
 use vfio_user_tpm::platform::{Platform, StartupPolicy};
 use vfio_user_tpm::ppi::Consent;
 use vfio_user_tpm::shared_pages::SharedPages;
@@ -58,6 +59,7 @@ pub fn device(tape: &mut Tape<'_>) -> (TpmDevice, Played) {
     });
     // Whether an answer waits, and for how long, is the clock's affair; that it comes is not.
     let completion_hold = if choices & 0x40 == 0 { Duration::ZERO } else { Duration::from_millis(1) };
+    let interrupt_pin = if choices & 0x80 == 0 { InterruptPin::None } else { InterruptPin::IntA };
     let played = Played::default();
     let engine = Engine::new(Box::new(played.clone()), Platform::new(version, policy), None);
     let identity = device::identity(device::VENDOR_ID, device::DEVICE_ID);
@@ -66,7 +68,12 @@ pub fn device(tape: &mut Tape<'_>) -> (TpmDevice, Played) {
             identity,
             registers,
             engine,
-            DeviceOptions { reset_on_connect: choices & 8 != 0, completion_hold, presence: Some(Consent::all()) },
+            DeviceOptions {
+                reset_on_connect: choices & 8 != 0,
+                completion_hold,
+                interrupt_pin,
+                presence: Some(Consent::all()),
+            },
         ),
         played,
     )

@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{CONFIG_SIZE, ConfigSpace, Identity, MemoryBar};
+use super::{CONFIG_SIZE, ConfigSpace, Identity, InterruptPin, MemoryBar};
 
-/// All that a [`ConfigSpace`] remembers.
+/// All that a [`ConfigSpace`] remembers. Whether an interrupt is pending, its owner has to say again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConfigSpaceState {
@@ -39,23 +39,24 @@ impl ConfigSpace {
     /// The configuration space as plain data.
     #[must_use]
     pub fn state(&self) -> ConfigSpaceState {
-        let Self { content, initial: _, writable: _ } = self;
+        let Self { content, initial: _, writable: _, interrupt_pending: _ } = self;
         ConfigSpaceState { content: content.to_vec() }
     }
 
-    /// The configuration space that [`state`](Self::state) gave, of a device with this identity and BAR.
+    /// The configuration space that [`state`](Self::state) gave, of a device with this identity, BAR and pin.
     ///
     /// # Errors
     /// [`ConfigSpaceStateError`] for what such a device cannot have come to.
     pub fn from_state(
         identity: Identity,
         bar0: MemoryBar,
+        pin: InterruptPin,
         state: &ConfigSpaceState,
     ) -> Result<Self, ConfigSpaceStateError> {
         let ConfigSpaceState { content } = state;
         let content: [u8; CONFIG_SIZE] =
             content.as_slice().try_into().map_err(|_| ConfigSpaceStateError::Size(content.len()))?;
-        let fresh = Self::new(identity, bar0);
+        let fresh = Self::new(identity, bar0, pin);
         let bytes = content.into_iter().zip(fresh.initial).zip(fresh.writable);
         for (offset, ((found, expected), writable)) in bytes.enumerate() {
             if (found ^ expected) & !writable != 0 {
@@ -80,7 +81,7 @@ mod tests {
     }
 
     fn fresh() -> ConfigSpace {
-        ConfigSpace::new(IDENTITY, bar())
+        ConfigSpace::new(IDENTITY, bar(), InterruptPin::IntA)
     }
 
     /// A write to anywhere in the space and a little over its end.
@@ -95,7 +96,7 @@ mod tests {
     }
 
     fn import(content: Vec<u8>) -> Result<ConfigSpace, ConfigSpaceStateError> {
-        ConfigSpace::from_state(IDENTITY, bar(), &ConfigSpaceState { content })
+        ConfigSpace::from_state(IDENTITY, bar(), InterruptPin::IntA, &ConfigSpaceState { content })
     }
 
     /// The state of a fresh device in which one byte is another.
@@ -121,7 +122,7 @@ mod tests {
 
     #[test]
     fn another_device_is_refused() {
-        let other = ConfigSpace::new(Identity { device_id: 0x5451, ..IDENTITY }, bar());
+        let other = ConfigSpace::new(Identity { device_id: 0x5451, ..IDENTITY }, bar(), InterruptPin::IntA);
         let refusal = ConfigSpaceStateError::ReadOnly { offset: 2, found: 0x51, expected: 0x50, writable: 0 };
         assert_eq!(import(other.state().content), Err(refusal));
     }
@@ -141,7 +142,8 @@ mod tests {
             let mut original = fresh();
             write_all(&mut original, &before);
             let json = serde_json::to_string(&original.state()).unwrap();
-            let mut copy = ConfigSpace::from_state(IDENTITY, bar(), &serde_json::from_str(&json).unwrap()).unwrap();
+            let state = serde_json::from_str(&json).unwrap();
+            let mut copy = ConfigSpace::from_state(IDENTITY, bar(), InterruptPin::IntA, &state).unwrap();
             prop_assert_eq!(&copy, &original);
             for (offset, data) in after {
                 original.write(offset, &data);
