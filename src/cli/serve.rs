@@ -517,11 +517,15 @@ mod tests {
             let json: Value = serde_json::from_str(&description.tpm_json(&folder).unwrap()).unwrap();
             let served: Vec<_> = json["bar0"]["windows"].as_array().unwrap().iter().map(|it| &it["served"]).collect();
             let mut registers = config.registers.registers(&config.device);
+            let presence = config.presence.map(crate::ppi::Window::new);
             let command = Header { tag: 0x8001, size: 10, code: 0x17b }.to_bytes();
             assert_eq!(registers.write(bar_map::COMMAND_BUFFER.offset.into(), &command), None);
             let found = bar_map::WINDOWS.map(|window| {
                 let mut bytes = vec![0; window.length as usize];
                 registers.read(window.offset.into(), &mut bytes);
+                if let Some(presence) = &presence {
+                    presence.read(window.offset.into(), &mut bytes);
+                }
                 let rings = registers.write(window.offset.into(), &[1]).is_some();
                 let is_memory = registers.shared_windows().contains(&window);
                 let is_there = rings || bytes.iter().any(|byte| *byte != 0xff);
