@@ -18,7 +18,7 @@ fn a_guest_is_measured_and_the_report_has_its_figures() {
     let setup = setups.iter().find(|setup| setup.id() == "tis-embedded").expect("TIS with the embedded TPM");
     let tpm = setup.start();
     let programs = subject::programs();
-    let mut subject = Subject::boot(&tpm, Board { accel: "tcg", cpus: 1 }, &programs.archive());
+    let mut subject = Subject::boot(&tpm, Board { accel: "tcg", cpus: 1, append: "" }, &programs.archive());
 
     let mut measured = Measured::new(setup);
     measured.time(&mut subject, 2);

@@ -386,6 +386,8 @@ const DATA_AVAIL_INT: u32 = 1;
 const ASSIGN: u32 = 0x24;
 /// No data, unmask.
 const UNMASK: u32 = 0x11;
+/// Eventfd, unmask.
+const UNMASK_BY_EVENTFD: u32 = 0x14;
 
 /// A guest that has enabled the interrupt for the end of a command, and whose VMM has set INTx up.
 fn interrupted(tis: &mut Tis) -> EventFd {
@@ -419,6 +421,24 @@ fn a_command_ends_with_an_interrupt_that_comes_again_until_the_guest_clears_it()
     assert_eq!(tis.client.region_read(CONFIG, 6, 1), [0]);
     tis.client.request(SET_IRQS, &irq_set(UNMASK, 0, 0, 1, &[])).ok();
     assert_eq!(eventfd.read(), Err(Errno::EAGAIN), "cleared");
+    assert_eq!(code_of(&tis.response()), RC_SUCCESS);
+}
+
+/// As QEMU does with KVM, which unmasks without asking it. The server is confined.
+#[test]
+fn an_interrupt_comes_again_after_an_unmask_by_eventfd() {
+    let server = Server::with_args(&["--interface=tis", "--interrupts=on"].map(Into::into));
+    let mut tis = connect(&server);
+    let eventfd = interrupted(&mut tis);
+    let unmask = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    let request = irq_set(UNMASK_BY_EVENTFD, 0, 0, 1, &[]);
+    tis.client.request_with(SET_IRQS, &request, &[unmask.as_raw_fd()]).ok();
+    tis.begin(&get_random(8));
+    for _ in 0..3 {
+        wait(&eventfd);
+        unmask.write(1).unwrap();
+    }
+    wait(&eventfd);
     assert_eq!(code_of(&tis.response()), RC_SUCCESS);
 }
 

@@ -67,7 +67,7 @@ pub(crate) fn observe(setups: &[Setup], accel: &'static str, plan: Plan, archive
     for boot in 0..plan.boots {
         for observed in &mut all {
             let tpm = observed.setup.start();
-            let mut subject = Subject::boot(&tpm, Board { accel, cpus: 2 }, archive);
+            let mut subject = Subject::boot(&tpm, Board { accel, cpus: 2, append: "" }, archive);
             observed.observe(&mut subject, plan);
             subject.quit();
             println!("bench: {accel}, bystanders, boot {} of {}: {observed}", boot + 1, plan.boots);

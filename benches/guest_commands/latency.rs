@@ -78,7 +78,7 @@ pub(crate) fn measure(setups: &[Setup], accel: &'static str, plan: Plan, archive
     for boot in 0..plan.boots {
         for measured in &mut all {
             let tpm = measured.setup.start();
-            let mut subject = Subject::boot(&tpm, Board { accel, cpus: 1 }, archive);
+            let mut subject = Subject::boot(&tpm, Board { accel, cpus: 1, append: measured.setup.append() }, archive);
             measured.time(&mut subject, plan.commands);
             if boot == 0 {
                 measured.count_traps(&mut subject, plan.counted);

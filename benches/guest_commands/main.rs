@@ -88,7 +88,11 @@ fn main() {
         std::process::exit(2);
     });
     let interfaces = setups::interfaces();
-    let ids: Vec<String> = Setup::all(&interfaces).iter().map(Setup::id).collect();
+    let mut known = Setup::all(&interfaces);
+    if !options.only.is_empty() {
+        known.extend(Setup::on_demand());
+    }
+    let ids: Vec<String> = known.iter().map(Setup::id).collect();
     if let Some(unknown) = options.only.iter().find(|id| !ids.contains(id)) {
         eprintln!("bench: error: --only: {unknown} is not there; there are {}", ids.join(", "));
         std::process::exit(2);
@@ -99,7 +103,7 @@ fn main() {
     println!("bench: KVM {}", if has_kvm { "boots a guest and is measured too" } else { "boots no guest here" });
     let programs = subject::programs();
     let archive = programs.archive();
-    let latency_setups = options.choose(Setup::all(&interfaces));
+    let latency_setups = options.choose(known);
     let bystander_setups = options.choose(Setup::for_bystanders(&interfaces));
     let accelerators = ["tcg"].into_iter().chain(has_kvm.then_some("kvm")).map(|name| Accelerator {
         name,

@@ -61,6 +61,20 @@ impl Setup {
         qemu.into_iter().chain(interfaces.iter().flat_map(ours)).collect()
     }
 
+    /// TIS with interrupts, and with polling but without the hold: on demand, since nobody has either without asking.
+    pub(crate) fn on_demand() -> [Self; 2] {
+        [&["--interrupts=on"][..], &["--completion-hold=0"]].map(|args| {
+            let setup = Self::new(Front::Ours("tis".to_owned()), Back::Embedded);
+            Self { args: args.to_vec(), ..setup }
+        })
+    }
+
+    /// What else the guest's kernel has to be told.
+    pub(crate) fn append(&self) -> &'static str {
+        // Linux takes a TPM's interrupt only when it is asked to.
+        if self.args.contains(&"--interrupts=on") { "tpm_tis.interrupts=1" } else { "" }
+    }
+
     /// Those that are compared for what they cost others: the reference, and each of our interfaces with and without the
     /// hold of the answer "still busy".
     pub(crate) fn for_bystanders(interfaces: &[String]) -> Vec<Self> {
@@ -94,13 +108,14 @@ impl Setup {
         format!("{front} + {back}{args}")
     }
 
-    /// For a command line: `qemu-tis`, `qemu-crb`, `tis-swtpm`, `crb-embedded`, …
+    /// For a command line: `qemu-tis`, `qemu-crb`, `tis-swtpm`, `crb-embedded`, `tis-embedded-interrupts-on`, …
     pub(crate) fn id(&self) -> String {
-        match (&self.front, self.back) {
+        let id = match (&self.front, self.back) {
             (Front::Qemu(device), _) => device.replace("tpm-", "qemu-"),
             (Front::Ours(interface), Back::Swtpm) => format!("{interface}-swtpm"),
             (Front::Ours(interface), Back::Embedded) => format!("{interface}-embedded"),
-        }
+        };
+        self.args.iter().fold(id, |id, arg| id + &arg.replacen('-', "", 1).replace('=', "-"))
     }
 
     /// Starts the TPM, new and with its state in a folder.

@@ -57,6 +57,8 @@ pub(crate) struct Board {
     /// QEMU's `-accel`.
     pub(crate) accel: &'static str,
     pub(crate) cpus: u32,
+    /// More words for the kernel's command line.
+    pub(crate) append: &'static str,
 }
 
 pub(crate) struct Subject {
@@ -79,9 +81,11 @@ impl Subject {
         qemu_args.extend(["-D".into(), trace_file(&folder).into()]);
         let drive = format!("if=none,id=disk,format=raw,file={}", disk.display());
         qemu_args.extend(["-drive", &drive, "-device", "virtio-blk-pci,drive=disk,addr=6"].map(OsString::from));
-        let Board { accel, cpus } = board;
+        let Board { accel, cpus, append } = board;
+        let append = append.to_owned();
         let archives = vec![archive.to_owned()];
-        let mut guest = Guest::boot(&GuestConfig { accel, cpus, qemu_args, archives, ..GuestConfig::default() });
+        let mut guest =
+            Guest::boot(&GuestConfig { accel, cpus, qemu_args, append, archives, ..GuestConfig::default() });
 
         guest.check(Programs::SETUP);
         // The kernel asks the TPM for random numbers now and then, if it is let.

@@ -36,8 +36,8 @@ pub(super) struct DeviceArgs {
     #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     force_behind_bridge: Option<String>,
 
-    /// Whether drivers can have an interrupt instead of polling: in q35, with --interface tis or crb. It pays for long commands
-    /// only. Linux takes one if its command line has tpm_tis.interrupts=1
+    /// Whether drivers can have an interrupt instead of polling: in q35, with --interface tis or crb. Linux takes
+    /// one if its command line has tpm_tis.interrupts=1
     #[arg(long, value_enum, default_value_t = Interrupts::Off)]
     interrupts: Interrupts,
 

@@ -32,9 +32,10 @@ pub const CALLS: &[Call] = &[
     call!(SYS_readlink, "whether a client's descriptor is an eventfd"),
     call!(SYS_readlinkat, "whether a client's descriptor is an eventfd").unseen(SIBLING),
     call!(SYS_fcntl, "descriptors that neither block nor are inherited").only(Only::OneOf(1, FCNTL)),
-    // Interrupts and their eventfds. Those of the TPM cannot be masked; else epoll_create1 would be needed.
+    // Interrupts and their eventfds.
+    call!(SYS_epoll_create1, "eventfds by which a client unmasks").unseen("only with --interrupts, for a VMM with KVM"),
     call!(SYS_write, "interrupts, log lines, the trace, and what wakes a thread"),
-    call!(SYS_read, "signals"),
+    call!(SYS_read, "signals; a signal to an eventfd that is taken back unheard"),
     call!(SYS_timer_create, "the end of a write to an eventfd that waits"),
     call!(SYS_timer_settime, "the end of a write to an eventfd that waits"),
     call!(SYS_timer_delete, "the end of a write to an eventfd that waits"),
@@ -52,7 +53,10 @@ pub const CALLS: &[Call] = &[
     call!(SYS_setsockopt, "that it sends no descriptors").only(Only::OneOf(2, &[SO_PASSRIGHTS.unsigned_abs()])),
     call!(SYS_getrandom, "the platform's authorization value"),
     #[cfg(target_arch = "x86_64")]
-    call!(SYS_poll, "the spawner's answer when the socket's file is to be removed"),
+    call!(
+        SYS_poll,
+        "the spawner's answer when the socket's file is to be removed; whether a signal to an eventfd was heard"
+    ),
     call!(SYS_ppoll, "the spawner's answer when the socket's file is to be removed").unseen(SIBLING),
     // Signals and the end.
     call!(SYS_getppid, "whose signals count").unseen("only for a server of `run`, which strace would not be"),

@@ -96,6 +96,102 @@ DefinitionBlock ("", "SSDT", 2, "VFUTPM", "TPMTIS", 1)
             {
                 PTCH ()
             }
+
+            Name (PPI2, Package (0x02) { Zero, Zero })
+            Name (PPI3, Package (0x03) { Zero, Zero, Zero })
+
+            Method (PPIF, 3, Serialized)
+            {
+                If (_STA ())
+                {
+                    OperationRegion (PPIR, SystemMemory, (BAR0 & 0xFFFFFFF0) | 0x6000, 0x24)
+                    Field (PPIR, DWordAcc, NoLock, Preserve)
+                    {
+                        SIGN, 32,
+                        OPER, 32,
+                        ARGU, 32,
+                        SUBM, 32,
+                        STND, 32,
+                        PEND, 32,
+                        PARG, 32,
+                        LAST, 32,
+                        RESP, 32
+                    }
+                    If (SIGN == 0x31495050)
+                    {
+                        If (Arg1 == Zero)
+                        {
+                            Return (Buffer () { 0xFF, 0x01 })
+                        }
+                        If (Arg1 == One)
+                        {
+                            Return ("1.3")
+                        }
+                        If (Arg1 == 0x02)
+                        {
+                            OPER = DerefOf (Arg2 [Zero])
+                            ARGU = Zero
+                            If (SizeOf (Arg2) > One)
+                            {
+                                ARGU = DerefOf (Arg2 [One])
+                            }
+                            SUBM = One
+                            Return (SUBM)
+                        }
+                        If (Arg1 == 0x03)
+                        {
+                            If (Arg0 == One)
+                            {
+                                PPI2 [One] = PEND
+                                Return (PPI2)
+                            }
+                            PPI3 [One] = PEND
+                            PPI3 [0x02] = PARG
+                            Return (PPI3)
+                        }
+                        If (Arg1 == 0x04)
+                        {
+                            Return (0x02)
+                        }
+                        If (Arg1 == 0x05)
+                        {
+                            PPI3 [One] = LAST
+                            PPI3 [0x02] = RESP
+                            Return (PPI3)
+                        }
+                        If (Arg1 == 0x06)
+                        {
+                            Return (0x03)
+                        }
+                        If (Arg1 == 0x07)
+                        {
+                            OPER = DerefOf (Arg2 [Zero])
+                            ARGU = Zero
+                            If (SizeOf (Arg2) > One)
+                            {
+                                ARGU = DerefOf (Arg2 [One])
+                            }
+                            SUBM = One
+                            Return (SUBM)
+                        }
+                        If (Arg1 == 0x08)
+                        {
+                            OPER = DerefOf (Arg2 [Zero])
+                            Return (STND)
+                        }
+                    }
+                }
+                Return (Buffer () { 0x00 })
+            }
+
+            Method (_DSM, 4, NotSerialized)
+            {
+                If (Arg0 == ToUUID ("3dddfaa6-361b-4eb4-a424-8d10089d1653"))
+                {
+                    Return (PPIF (Arg1, Arg2, Arg3))
+                }
+                Return (Buffer () { 0x00 })
+            }
         }
     }
 }
