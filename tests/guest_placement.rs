@@ -58,6 +58,7 @@ fn behind_a_root_port_the_tpm_can_be_unplugged_and_plugged_in_again() {
 }
 
 /// The only bus of this machine has hot-plug.
+#[cfg(feature = "full-tests")]
 #[test]
 fn on_pc_the_tpm_can_be_unplugged_and_plugged_in_again() {
     let server = Server::with_args(&["--machine", "pc"].map(Into::into));
